@@ -1,0 +1,106 @@
+"""The command line: ``pilcro landscape resnet18 --image-size 224 --out resnet18.png``."""
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Literal
+
+EXPECTED = (ValueError, TypeError, NotImplementedError, OSError, ImportError)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run one command; an error that a user can make is one line on stderr and exit code 1."""
+    try:
+        import tyro
+    except ImportError:
+        sys.exit("pilcro: the command line needs tyro: pip install 'pilcro[experiments]'")
+    commands = {"landscape": landscape, "fetch": fetch}
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="pilcro", args=args)
+    except EXPECTED as error:
+        sys.exit(f"pilcro: {error}")
+    except KeyboardInterrupt:
+        sys.exit("pilcro: interrupted")
+
+
+def landscape(
+    model: str,
+    /,
+    image_size: int,
+    out: Path | None = None,
+    channels: int = 3,
+    weights: Literal["expected", "drawn"] = "expected",
+) -> None:
+    """Print the summary of a torchvision model's landscape at initialisation, and draw it.
+
+    Args:
+        model: name of a torchvision model, such as resnet18.
+        image_size: height and width of the image in pixels.
+        out: picture to write (png, svg, pdf, ...).
+        channels: channels of the image.
+        weights: the architecture itself, or one random draw of its weights.
+    """
+    if out is not None:
+        check_picture(out)
+    from pilcro import closed_form
+
+    found = closed_form(initial(model), image_size, channels=channels, weights=weights)
+    for name, value in found.summary().items():
+        print(f"{name:<16} {value:.4g}")
+    print(f"{'exact':<16} {'yes' if found.exact else 'no'}")
+    for reason in found.reasons:
+        print(f"  {reason}")
+    if out is not None:
+        ax = found.plot()
+        ax.set_title(f"{model} at {image_size}")
+        ax.figure.savefig(out)
+        print(f"drawn to {out}")
+
+
+def check_picture(out: Path) -> None:
+    """Complain before the work, not after it."""
+    import matplotlib.pyplot as plt
+
+    formats = plt.figure().canvas.get_supported_filetypes()
+    plt.close()
+    if out.suffix.lstrip(".") not in formats:
+        raise ValueError(f"out must end in one of {', '.join(sorted(formats))}; got {out}")
+    if not out.parent.is_dir():
+        raise ValueError(f"out lies in a folder that does not exist: {out.parent}")
+
+
+def initial(name: str):
+    """A torchvision model as its first training step sees it, but for dropout.
+
+    Batch norm normalises by the batch; everything else is in evaluation mode, in which
+    torchvision models return one tensor.
+    """
+    import torchvision
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    from pilcro import draw_network
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        close = difflib.get_close_matches(name, known) or known[:3]
+        raise ValueError(f"no torchvision model {name!r}; did you mean {', '.join(close)}?")
+    model = draw_network(lambda: torchvision.models.get_model(name, weights=None)).eval()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.train()
+    return model
+
+
+def fetch(names: tuple[str, ...] = (), /, all: bool = False) -> None:
+    """Download data sets into the cache folder, verified.
+
+    Args:
+        names: data sets, such as cifar10.
+        all: fetch every data set that the book uses.
+    """
+    from pilcro import data
+
+    if all == bool(names):
+        raise ValueError(f"name the data sets or say --all; known: {', '.join(data.DATASETS)}")
+    for name in data.DATASETS if all else names:
+        print(f"{name}: {data.fetch(name)}")

@@ -1,0 +1,80 @@
+"""Figures: labels, one scale for maps that are compared, alt text, widgets without a kernel."""
+
+import sys
+
+import pytest
+import torch
+
+from pilcro import Landscape, plot
+
+
+def landscape(peak):
+    values = torch.ones(8, 8, dtype=torch.float64)
+    values[2:6, 2:6] = peak
+    return Landscape(values, exact=True)
+
+
+PAIR = {"one": landscape(2.0), "two": landscape(5.0)}
+
+
+def test_draw_labels_axes_and_colour_bar():
+    ax = landscape(2.0).plot()
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("column (pixels)", "row (pixels)")
+    assert ax.figure.axes[1].get_ylabel() == "importance / mean"
+    assert ax.images[0].get_clim()[0] == 0
+    assert ax.images[0].get_cmap().name == plot.COLOURS
+
+
+def test_the_colour_map_rises_in_grey():
+    import matplotlib
+
+    red, green, blue = matplotlib.colormaps[plot.COLOURS](range(256))[:, :3].T
+    grey = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    assert (grey[1:] > grey[:-1] - 1e-3).all()
+    assert grey[-1] - grey[0] > 0.7
+
+
+def test_panel_shares_one_scale():
+    figure = plot.panel(PAIR, columns=2)
+    limits = {ax.images[0].get_clim() for ax in figure.axes[:2]}
+    assert limits == {(0, float(PAIR["two"].normalised.max()))}
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["one", "two"]
+
+
+def test_panel_leaves_no_empty_axes():
+    assert len(plot.panel({**PAIR, "three": landscape(3.0)}, columns=2).axes) == 4
+
+
+def test_panel_of_nothing():
+    with pytest.raises(ValueError, match="at least one landscape"):
+        plot.panel({})
+
+
+def test_slider_moves_without_a_kernel(monkeypatch):
+    ipywidgets = pytest.importorskip("ipywidgets")
+    linked = []
+    jslink = ipywidgets.jslink
+    monkeypatch.setattr(ipywidgets, "jslink", lambda *ends: linked.append(jslink(*ends)))
+
+    box = plot.slider(PAIR, "depth")
+    choice, stack = box.children
+    assert choice.options == ("one", "two")
+    assert len(stack.children) == 2
+    for name, child in zip(PAIR, stack.children, strict=True):
+        assert f'alt="depth {name}. Importance of 8 by 8 pixels' in child.value
+        assert 'src="data:image/png;base64,' in child.value
+    assert len(linked) == 1
+    assert linked[0].source == (choice, "index")
+    assert linked[0].target == (stack, "selected_index")
+
+
+def test_alt_text_is_escaped():
+    pytest.importorskip("ipywidgets")
+    box = plot.slider({'"3" <b>': landscape(2.0)}, "size")
+    assert "size &quot;3&quot; &lt;b&gt;." in box.children[1].children[0].value
+
+
+def test_without_ipywidgets_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    with pytest.raises(ImportError, match="pip install ipywidgets"):
+        plot.slider(PAIR, "depth")
