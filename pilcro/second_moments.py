@@ -439,7 +439,7 @@ def through_contiguous(x, memory_format=torch.contiguous_format):
 def through_add(x, other, *, alpha=1):
     """Second moments of branches with independent weights add up."""
     if not isinstance(x, SecondMoment):
-        x, other, alpha = alpha * other, x, 1  # number + tensor
+        x, other, alpha = other.with_values(alpha**2 * other.values), x, 1  # constant + tensor
     if not isinstance(other, SecondMoment):  # a constant shifts the mean, no gradient
         shift = torch.as_tensor(other).detach().to(x.values) * alpha
         shape = torch.broadcast_shapes(x.shape, shift.shape)

@@ -217,7 +217,7 @@ LINEAR = {
     "reshape": lambda x: x.reshape(1, 4, -1).contiguous(),
     "cat": lambda x: torch.cat([x, F.pad(x, (0, 0, 0, 0))], 1),
     "cat rows": lambda x: torch.cat([x, x], dim=2),
-    "add a constant": lambda x: torch.add(torch.ones(6), 2 + x),
+    "add a constant": lambda x: torch.add(torch.ones(6), 2 + x, alpha=3),
     "add to itself": lambda x: torch.add(x, x, alpha=2),
     "dropout in eval mode": lambda x: F.dropout(x, 0.3, training=False),
 }
