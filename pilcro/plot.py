@@ -1,4 +1,7 @@
-"""Draw landscapes: one colour map, one scale for maps that are compared, alt text from the numbers.
+"""Draw landscapes: one colour map, one scale for maps that are compared, alt text by numbers.
+
+Colours show the logarithm of importance / mean, symmetric around 1, so that a flat landscape has
+the colour in the middle of the bar, and a tenth is as far from it as ten times.
 
 ``draw`` for one map, ``panel`` for several side by side, ``slider`` for several behind a slider
 that also works in a static page, without a kernel.
@@ -13,7 +16,10 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pilcro.landscape import Landscape
 
@@ -22,15 +28,16 @@ if TYPE_CHECKING:
 
 COLOURS = "cividis"  # perceptually uniform, safe for colour-blind readers, rises in grey too
 SCALE = "importance / mean"
+TICKS = [f * 10.0**e for e in range(-3, 3) for f in (1, 2, 5)] + [1000.0]
 
 
-def draw(landscape: Landscape, ax: Axes | None = None, *, vmax: float | None = None) -> Axes:
+def draw(landscape: Landscape, ax: Axes | None = None, *, top: float | None = None) -> Axes:
     """Draw the normalised landscape with its colour bar.
 
     Args:
         landscape: to draw.
         ax: where; None makes a new figure.
-        vmax: top of the colour scale; None is the map's own maximum. The bottom is 0.
+        top: of the colour scale, which runs from 1 / top to top; None fits it to the map.
 
     >>> import torch
     >>> flat = Landscape(torch.ones(4, 4, dtype=torch.float64), exact=True)
@@ -39,9 +46,9 @@ def draw(landscape: Landscape, ax: Axes | None = None, *, vmax: float | None = N
     """
     if ax is None:
         _, ax = plt.subplots(figsize=(4.2, 3.4), layout="constrained")
-    image = show(landscape, ax, vmax)
+    image = show(landscape, ax, top or scale_top(landscape))
     ax.set(xlabel="column (pixels)", ylabel="row (pixels)")
-    ax.figure.colorbar(image, ax=ax, label=SCALE)
+    colour_bar(image, ax)
     return ax
 
 
@@ -64,7 +71,7 @@ def panel(landscapes: Mapping[str, Landscape], *, columns: int = 4) -> Figure:
         layout="constrained",
         squeeze=False,
     )
-    top = common_top(landscapes)
+    top = scale_top(*landscapes.values())
     for ax in axes.flat[len(landscapes) :]:
         ax.remove()
     used = axes.flat[: len(landscapes)]
@@ -75,7 +82,7 @@ def panel(landscapes: Mapping[str, Landscape], *, columns: int = 4) -> Figure:
         ax.set_ylabel("row (pixels)")
     for ax in used[-columns:]:
         ax.set_xlabel("column (pixels)")
-    figure.colorbar(image, ax=list(used), label=SCALE, shrink=0.9)
+    colour_bar(image, list(used))
     return figure
 
 
@@ -98,7 +105,7 @@ def slider(landscapes: Mapping[str, Landscape], label: str) -> "VBox":
             "pilcro.plot.slider needs ipywidgets 8: pip install ipywidgets"
         ) from error
 
-    top = common_top(landscapes)
+    top = scale_top(*landscapes.values())
     pictures = []
     for name, landscape in landscapes.items():
         alt = html.escape(f"{label} {name}. {describe(landscape)}", quote=True)
@@ -125,18 +132,34 @@ def describe(landscape: Landscape) -> str:
     )
 
 
-def show(landscape: Landscape, ax: Axes, vmax: float | None):
-    return ax.imshow(landscape.normalised.numpy(), cmap=COLOURS, vmin=0, vmax=vmax)
+def scale_top(*landscapes: Landscape) -> float:
+    """The largest normalised importance, within 2 and 1000: the scale runs from 1 / top to top."""
+    return min(max(2.0, *(float(x.normalised.max()) for x in landscapes)), 1000.0)
 
 
-def common_top(landscapes: Mapping[str, Landscape]) -> float:
-    return max(float(landscape.normalised.max()) for landscape in landscapes.values())
+def show(landscape: Landscape, ax: Axes, top: float) -> AxesImage:
+    # Below the scale, and at pixels that nothing reads, the darkest colour.
+    values = landscape.normalised.clamp_min(1 / top).numpy()
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return ax.imshow(values, cmap=COLOURS, norm=LogNorm(1 / top, top))
 
 
-def as_data_uri(landscape: Landscape, vmax: float) -> str:
+def colour_bar(image: AxesImage, ax: Axes | list[Axes]) -> None:
+    low, high = image.get_clim()
+    ticks = [tick for tick in TICKS if low <= tick <= high]
+    if len(ticks) > 9:
+        ticks = [tick for tick in ticks if round(math.log10(tick), 9) % 1 == 0]
+    bar = image.figure.colorbar(image, ax=ax, label=SCALE, extend="min")
+    bar.set_ticks(ticks)
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    bar.ax.minorticks_off()
+
+
+def as_data_uri(landscape: Landscape, top: float) -> str:
     figure, ax = plt.subplots(figsize=(4.6, 3.6), layout="constrained")
     try:
-        draw(landscape, ax, vmax=vmax)
+        draw(landscape, ax, top=top)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=90)
     finally:

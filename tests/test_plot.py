@@ -21,7 +21,8 @@ def test_draw_labels_axes_and_colour_bar():
     ax = landscape(2.0).plot()
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("column (pixels)", "row (pixels)")
     assert ax.figure.axes[1].get_ylabel() == "importance / mean"
-    assert ax.images[0].get_clim()[0] == 0
+    low, high = ax.images[0].get_clim()
+    assert low * high == pytest.approx(1), "flat must be the middle of the scale"
     assert ax.images[0].get_cmap().name == plot.COLOURS
 
 
@@ -37,12 +38,28 @@ def test_the_colour_map_rises_in_grey():
 def test_panel_shares_one_scale():
     figure = plot.panel(PAIR, columns=2)
     limits = {ax.images[0].get_clim() for ax in figure.axes[:2]}
-    assert limits == {(0, float(PAIR["two"].normalised.max()))}
+    top = float(PAIR["two"].normalised.max())
+    assert limits == {(1 / top, top)}
     assert [ax.get_title() for ax in figure.axes[:2]] == ["one", "two"]
 
 
 def test_panel_leaves_no_empty_axes():
     assert len(plot.panel({**PAIR, "three": landscape(3.0)}, columns=2).axes) == 4
+
+
+def test_pixels_that_nothing_reads_are_dark():
+    values = torch.ones(8, 8, dtype=torch.float64)
+    values[::2] = 0
+    image = Landscape(values, exact=True).plot().images[0]
+    assert image.get_array().min() == image.get_clim()[0]
+
+
+@pytest.mark.parametrize(("peak", "ticks"), [(2.0, [0.5, 1, 2]), (1e4, [0.1, 1, 10])])
+def test_ticks_are_round_numbers(peak, ticks):
+    values = torch.ones(8, 8, dtype=torch.float64)
+    values[4, 4] = peak
+    bar = Landscape(values, exact=True).plot().figure.axes[1]
+    assert bar.get_yticks() == pytest.approx(ticks)
 
 
 def test_panel_of_nothing():

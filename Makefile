@@ -1,0 +1,66 @@
+# `make help` lists the targets. Each one makes what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: book test lint serve fetch colab linkcheck results bench lock clean help
+
+book: $(INSTALLED) ## execute every chapter and build the pages
+	@$(BIN)/python book/_scripts/build.py
+
+# One run for everything: unit tests, doctests, every notebook cell, the book's frame, the pages in
+# a browser. One thread each, because two workers and their kernels share the cores.
+test: book ## run all tests (builds the book first if it is stale)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope \
+	  --doctest-modules --ignore-glob='*/conftest.py' pilcro tests \
+	  --nbval-lax --nbval-sanitize-with book/_scripts/nbval-sanitize.cfg $(wildcard book/*.ipynb) \
+	  --cov=pilcro --cov-report=term-missing:skip-covered --cov-fail-under=95
+
+lint: $(INSTALLED) ## check style and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+serve: book ## serve the pages on this machine, rebuild them when a source changes
+	@$(BIN)/python book/_scripts/serve.py
+
+fetch: $(INSTALLED) ## download the full data sets (not needed to build the book)
+	@$(BIN)/pilcro fetch --all
+
+colab: $(INSTALLED) ## derive the Colab notebooks from the chapters
+	@$(BIN)/python book/_scripts/colab.py
+
+linkcheck: $(INSTALLED) ## ask every outside link of the book for an answer (needs the network)
+	@$(BIN)/jupyter-book build . --builder linkcheck --path-output _build/linkcheck
+
+results: $(INSTALLED) ## rerun the experiments behind data/results
+	@echo "make results: there are no experiments yet; this will rerun those behind data/results."
+
+bench: $(INSTALLED) ## run benchmarks/*.py
+	@set -e; for file in $(sort $(wildcard benchmarks/*.py)); do $(BIN)/python $$file; done
+	@$(if $(wildcard benchmarks/*.py),:,echo "make bench: there are no benchmarks yet.")
+
+lock: $(INSTALLED) ## raise the pins in requirements.txt to the newest versions that agree
+	@$(BIN)/pip install -q uv
+	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal \
+	  --python-version 3.11 --no-annotate --extra book pyproject.toml -o requirements.txt
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: the book needs Python 3.11 or newer, and $(PYTHON) is" \
+	    "$$($(PYTHON) --version 2>&1 || echo missing). Try: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@echo "Installing the pinned packages into .venv (some minutes the first time)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean: ## remove everything that was made but .venv
+	@rm -rf _build .pytest_cache .hypothesis .ruff_cache .coverage .coverage.*
+	@find book pilcro tests benchmarks -name __pycache__ -o -name .ipynb_checkpoints \
+	  2>/dev/null | xargs rm -rf
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' \
+	  | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'

@@ -1,0 +1,515 @@
+"""Derive the Colab notebooks: python book/_scripts/colab.py
+
+Colab shows MyST raw, so `_build/colab/book/` gets a copy of every `book/*.ipynb` in plain Markdown:
+boxes become block quotes or <details>, roles become text with the book's own numbers. A cell that
+installs the package comes first; every code cell of the chapter follows unchanged.
+A directive or role without a rule is an error: nothing raw slips through.
+"""
+
+import posixpath
+import re
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import nbformat
+import yaml
+from docutils.nodes import make_id
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from myst_parser.config.main import MdParserConfig
+from myst_parser.parsers.mdit import create_md_parser
+from nbformat.v4 import new_code_cell, new_markdown_cell
+from pybtex.database import BibliographyData, Entry, parse_file
+
+ROOT = Path(__file__).resolve().parents[2]
+
+ADMONITIONS = {
+    "admonition", "attention", "caution", "danger", "dropdown", "error", "hint", "important",
+    "margin", "note", "seealso", "sidebar", "tip", "topic", "warning",
+}  # fmt: skip
+TITLED = {"admonition", "dropdown", "sidebar", "topic"}  # the others' first line is text
+# One alternation, so that a role inside a code span or a formula is left alone.
+INLINE = re.compile(
+    r"\{(?P<role>[a-zA-Z][\w:+-]*)\}(?P<tick>`+)(?P<content>.+?)(?P=tick)(?!`)"
+    r"|(?P<code>`+)(?!`).+?(?<!`)(?P=code)(?!`)"
+    r"|(?P<math>\$\$?)(?=\S).+?(?P=math)"
+    r"|(?P<image>!?)\[(?P<text>[^\[\]]*)\]\((?P<target>[^()\s]+)\)(?:\{[^{}`]*\})?",
+    re.DOTALL,
+)
+
+_parser = create_md_parser(
+    MdParserConfig(
+        enable_extensions={"amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"}
+    ),
+    RendererHTML,
+)
+_parser.disable("front_matter")
+
+
+# --- reading MyST -------------------------------------------------------------------------------
+
+
+class Directive(NamedTuple):
+    name: str
+    argument: str
+    options: dict[str, str]
+    body: str
+
+    @property
+    def label(self) -> str:
+        return self.options.get("label") or self.options.get("name", "")
+
+    @property
+    def folded(self) -> bool:
+        return self.name == "dropdown" or "dropdown" in self.options.get("class", "").split()
+
+
+def parse(text: str) -> list[Token]:
+    """The block tokens of a MyST text, as the book itself reads it."""
+    return _parser.parse(text)
+
+
+def directive(token: Token) -> Directive | None:
+    """The directive that a fence holds; None for any other token."""
+    if token.type not in ("fence", "colon_fence"):
+        return None
+    match = re.fullmatch(r"\{([\w:+-]+)\}(.*)", token.info.strip(), re.DOTALL)
+    if match is None:
+        return None
+    options: dict[str, str] = {}
+    lines = token.content.splitlines()
+    while lines and (option := re.fullmatch(r":([\w-]+):\s*(.*)", lines[0])):
+        options[option[1]] = option[2]
+        lines.pop(0)
+    return Directive(match[1], match[2].strip(), options, "\n".join(lines).strip("\n"))
+
+
+def walk(text: str) -> Iterator[tuple[Token, Directive | None]]:
+    """Every block token, also those inside directives."""
+    for token in parse(text):
+        found = directive(token)
+        yield token, found
+        if found and found.name not in ("code-block", "code", "math"):
+            yield from walk(found.body)
+
+
+def documents(toc: dict) -> list[str]:
+    """The documents of a _toc.yml in reading order, the root first."""
+
+    def below(node: dict | list) -> Iterator[str]:
+        if isinstance(node, list):
+            for item in node:
+                yield from below(item)
+        else:
+            if "file" in node:
+                yield node["file"]
+            for key in ("parts", "chapters", "sections"):
+                yield from below(node.get(key, []))
+
+    return [toc["root"], *below(toc)]
+
+
+def chapter_number(document: str) -> int | None:
+    """2 for book/02_counting_paths; None for front and back matter."""
+    match = re.match(r"(\d\d)_", PurePosixPath(document).name)
+    return int(match[1]) if match else None
+
+
+# --- what the references point to ---------------------------------------------------------------
+
+
+class Target(NamedTuple):
+    document: str
+    text: str  # "Figure 1.2", "(1.3)", or the title of a section
+    number: str
+
+
+@dataclass
+class Book:
+    repository: str
+    bibliography: BibliographyData
+    targets: dict[str, Target] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        """owner/name"""
+        return self.repository.removeprefix("https://github.com/")
+
+    @property
+    def pages(self) -> str:
+        """Where the workflow publishes the rendered book."""
+        owner, name = self.path.split("/")
+        return f"https://{owner}.github.io/{name}"
+
+
+def labelled(document: str, cells: list[dict]) -> dict[str, Target]:
+    """Every label of one document, numbered in order of appearance as the book numbers it.
+
+    The document's own name stands for its title.
+    """
+    counts: Counter[str] = Counter()
+    found: dict[str, Target] = {}
+    chapter = chapter_number(document)
+
+    def add(label: str, kind: str) -> None:
+        counts[kind] += 1
+        number = f"{chapter}.{counts[kind]}" if chapter else str(counts[kind])
+        text = f"({number})" if kind == "equation" else f"{kind.capitalize()} {number}"
+        if label:
+            found[label] = Target(document, text, number)
+
+    waiting: list[str] = []  # (label)= lines whose heading has not come yet
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            figure = cell["metadata"].get("mystnb", {}).get("figure")
+            if figure:
+                add(figure.get("name", ""), "figure")
+        if cell["cell_type"] != "markdown":
+            continue
+        heading = False
+        for token, box in walk(cell["source"]):
+            if token.type == "myst_target":
+                waiting.append(token.content)
+            elif heading and token.type == "inline":
+                for label in [*waiting, *([] if document in found else [document])]:
+                    found[label] = Target(document, token.content, "")
+                waiting.clear()
+            elif token.type in ("math_block_label", "amsmath") and token.info:
+                add(token.info, "equation")
+            elif box and box.name == "math" and box.label:
+                add(box.label, "equation")
+            elif box and box.name in ("figure", "table", "list-table"):
+                add(box.label, "figure" if box.name == "figure" else "table")
+            elif box and box.name in ("exercise", "exercise-start"):
+                add(box.label, "exercise")
+            elif box and box.name.startswith("prf:") and box.name != "prf:proof":
+                add(box.label, box.name.removeprefix("prf:"))
+            elif box and box.label:
+                found[box.label] = Target(document, box.argument or box.name.capitalize(), "")
+            heading = token.type == "heading_open"
+    return found
+
+
+def source(document: str, root: Path) -> list[dict]:
+    """The cells of a document; a Markdown page is one cell."""
+    notebook = root / f"{document}.ipynb"
+    if notebook.exists():
+        return nbformat.read(notebook, as_version=4).cells
+    text = (root / f"{document}.md").read_text(encoding="utf-8")
+    return [new_markdown_cell(text)]
+
+
+def read_book(root: Path) -> Book:
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+    book = Book(
+        config["repository"]["url"].rstrip("/"),
+        parse_file(str(root / "book" / "references.bib")),
+    )
+    for document in documents(toc):
+        book.targets |= labelled(document, source(document, root))
+    return book
+
+
+# --- inline: roles and links --------------------------------------------------------------------
+
+
+def authors(entry: Entry) -> str:
+    names = [" ".join(person.prelast_names + person.last_names).strip("{}")
+             for person in entry.persons["author"]]  # fmt: skip
+    if len(names) > 2:
+        return f"{names[0]} et al."
+    return " and ".join(names)
+
+
+def citation(book: Book, keys: str, *, in_text: bool) -> str:
+    """Luo et al. (2016) in the text, (Luo et al., 2016) in brackets; linked where it can be."""
+    parts = []
+    for key in re.split(r"\s*,\s*", keys.strip()):
+        if key not in book.bibliography.entries:
+            raise ValueError(f"{{cite}}: {key!r} is not in book/references.bib")
+        entry = book.bibliography.entries[key]
+        year = entry.fields.get("year", "n.d.")
+        text = f"{authors(entry)} ({year})" if in_text else f"{authors(entry)}, {year}"
+        doi = entry.fields.get("doi")
+        address = f"https://doi.org/{doi}" if doi else entry.fields.get("url")
+        parts.append(f"[{text}]({address})" if address else text)
+    return ", ".join(parts) if in_text else f"({'; '.join(parts)})"
+
+
+def document_address(book: Book, document: str) -> str:
+    """A chapter opens on Colab, from the branch that holds the derived ones; a page as a page."""
+    if chapter_number(document):
+        return f"https://colab.research.google.com/github/{book.path}/blob/colab/{document}.ipynb"
+    return f"{book.pages}/{document}.html"
+
+
+class Rewriter:
+    """Rewrites the Markdown of one chapter."""
+
+    def __init__(self, book: Book, document: str):
+        self.book, self.document = book, document
+        self.folder = PurePosixPath(document).parent
+
+    # roles
+
+    def reference(self, content: str) -> str:
+        """`label`, `text <label>` or `Figure %s <label>`: text here, a link to another chapter."""
+        match = re.fullmatch(r"(.*?)\s*<([^<>]+)>", content, re.DOTALL)
+        text, label = (match[1], match[2]) if match else ("", content)
+        if label not in self.book.targets:
+            raise ValueError(f"{label!r} is no label of the book")
+        target = self.book.targets[label]
+        text = re.sub(r"%s|\{number\}", target.number, text) or target.text
+        if target.document == self.document:
+            return text
+        anchor = f"equation-{label}" if target.text.startswith("(") else make_id(label)
+        return f"[{text}]({self.book.pages}/{target.document}.html#{anchor})"
+
+    def document_link(self, content: str) -> str:
+        match = re.fullmatch(r"(.*?)\s*<([^<>]+)>", content, re.DOTALL)
+        text, path = (match[1], match[2]) if match else ("", content)
+        document = path[1:] if path.startswith("/") else posixpath.normpath(self.folder / path)
+        if document not in self.book.targets:
+            raise ValueError(f"{{doc}}: {path!r} is no page of the book")
+        address = document_address(self.book, document)
+        return f"[{text or self.book.targets[document].text}]({address})"
+
+    def role(self, name: str, content: str) -> str:
+        match name:
+            case "eq" | "ref" | "numref" | "prf:ref":
+                return self.reference(content)
+            case "doc":
+                return self.document_link(content)
+            case "cite" | "cite:p":
+                return citation(self.book, content, in_text=False)
+            case "cite:t":
+                return citation(self.book, content, in_text=True)
+            case "term" | "abbr":
+                return re.sub(r"\s*<[^<>]+>$", "", content)
+            case "math":
+                return f"${content}$"
+            case "sub" | "sup" | "kbd":
+                return f"<{name}>{content}</{name}>"
+            case "glue" | "glue:text":
+                return f"(the value `{content.split(':')[0]}` of the cell above)"
+        raise ValueError(f"no rule for the role {{{name}}}")
+
+    def link(self, text: str, target: str, image: str) -> str:
+        if re.match(r"[a-z]+:", target):
+            return f"{image}[{text}]({target})"
+        path, _, label = target.partition("#")
+        if image:
+            return f"![{text}]({self.image_address(path)})"
+        if not path:
+            known = label in self.book.targets
+            return self.reference(f"{text} <{label}>" if text else label) if known else text
+        if path in self.book.targets:
+            return self.reference(f"{text} <{path}>" if text else path)
+        file = posixpath.normpath(self.folder / path)
+        document = re.sub(r"\.(md|ipynb)$", "", file)
+        if document not in self.book.targets:
+            return f"[{text}]({self.book.repository}/blob/HEAD/{file})"
+        name = text or self.book.targets[document].text
+        return f"[{name}]({document_address(self.book, document)})"
+
+    def image_address(self, path: str) -> str:
+        """The derived notebooks stand alone: pictures come from the main branch."""
+        return f"{self.book.repository}/raw/HEAD/{posixpath.normpath(self.folder / path)}"
+
+    def inline(self, text: str) -> str:
+        def replace(match: re.Match) -> str:
+            if match["role"]:
+                return self.role(match["role"], match["content"])
+            if match["target"]:
+                return self.link(match["text"], match["target"], match["image"])
+            return match[0]
+
+        return INLINE.sub(replace, text)
+
+    # blocks
+
+    def rewrite(self, text: str) -> str:
+        """Plain Markdown for a MyST text."""
+        lines, out, at = text.split("\n"), [], 0
+        for token in parse(text):
+            if token.map is None or token.map[0] < at:
+                continue
+            new = self.block(token)
+            if new is None:
+                continue
+            start, end = token.map
+            out.append(self.inline("\n".join(lines[at:start])))
+            out.append(indented(new, lines[start]))
+            at = end
+        out.append(self.inline("\n".join(lines[at:])))
+        return re.sub(r"\n{3,}", "\n\n", "\n".join(out)).strip()
+
+    def block(self, token: Token) -> str | None:
+        """What replaces a block; None leaves its lines to the inline pass."""
+        if token.type in ("myst_target", "myst_line_comment", "myst_block_break"):
+            return ""
+        if token.type == "math_block_label":
+            return display(token.content, self.book.targets[token.info].number)
+        if token.type == "math_block":
+            return display(token.content)
+        if token.type in ("amsmath", "code_block", "html_block"):
+            return token.content
+        box = directive(token)
+        if box:
+            return self.box(box)
+        if token.type == "fence":  # code, which may speak of MyST
+            return f"{token.markup}{token.info}\n{token.content}{token.markup}"
+        return None
+
+    def box(self, box: Directive) -> str:
+        name = box.name.removesuffix("-start")
+        if name == "exercise":
+            return self.framed(box, self.numbered(box))
+        if name == "solution":
+            heading = f"Solution to {self.book.targets[box.argument].text.lower()}"
+            if box.name == "solution-start":
+                return f"**{heading}**: the code below is folded, open it when you have tried."
+            return details(heading, self.rewrite(box.body))
+        if box.name.endswith("-end"):
+            return ""
+        if name.startswith("prf:"):
+            return self.framed(box, "Proof" if name == "prf:proof" else self.numbered(box))
+        if name in ADMONITIONS:
+            heading = self.inline(box.argument) if name in TITLED else name.capitalize()
+            first = "" if name in TITLED else box.argument
+            return self.framed(box._replace(body=f"{first}\n{box.body}"), heading)
+        match name:
+            case "math":
+                number = self.book.targets[box.label].number if box.label else ""
+                return display(box.body, number)
+            case "code" | "code-block":
+                return f"```{box.argument}\n{box.body}\n```"
+            case "figure" | "image":
+                picture = f"![{box.options.get('alt', '')}]({self.image_address(box.argument)})"
+                return picture if name == "image" else f"{picture}\n\n{self.caption(box)}"
+            case "table":
+                number = self.book.targets[box.label].text if box.label else "Table"
+                return f"**{number}.** {self.inline(box.argument)}\n\n{self.rewrite(box.body)}"
+            case "bibliography":
+                return f"The works cited are listed [with the book]({self.book.pages})."
+        raise ValueError(f"no rule for the directive {{{box.name}}}")
+
+    def numbered(self, box: Directive) -> str:
+        kind = box.name.removesuffix("-start").removeprefix("prf:").capitalize()
+        heading = self.book.targets[box.label].text if box.label else kind
+        return f"{heading} ({self.inline(box.argument)})" if box.argument else heading
+
+    def caption(self, box: Directive) -> str:
+        number = self.book.targets[box.label].text if box.label else "Figure"
+        return f"**{number}.** {self.rewrite(box.body)}"
+
+    def framed(self, box: Directive, heading: str) -> str:
+        body = self.rewrite(box.body)
+        return details(heading, body) if box.folded else quote(f"**{heading}**\n\n{body}")
+
+
+def display(formula: str, number: str = "") -> str:
+    tag = f" \\tag{{{number}}}" if number else ""
+    return f"$$\n{formula.strip()}{tag}\n$$"
+
+
+def quote(text: str) -> str:
+    return "\n".join(f"> {line}".rstrip() for line in text.strip().split("\n"))
+
+
+def details(summary: str, text: str) -> str:
+    return f"<details><summary>{summary}</summary>\n\n{text.strip()}\n\n</details>"
+
+
+def indented(text: str, first_line: str) -> str:
+    """Keep a block inside the list item or block quote that it stood in."""
+    lead = re.match(r"(?:\s|>|[-*+]\s|\d+\.\s)*", first_line)[0]
+    rest = re.sub(r"[^>\s]", " ", lead)
+    return "\n".join((rest if i else lead) + line for i, line in enumerate(text.split("\n")))
+
+
+# --- the notebook -------------------------------------------------------------------------------
+
+
+def install_cells(book: Book, document: str) -> list[dict]:
+    page = f"{book.pages}/{document}.html"
+    text = f"""\
+**On Colab, run the next cell first.** This notebook is made from [a chapter of the book]({page}).
+
+- The cell installs `pilcro` alone. Colab's own torch and numpy stay as they are: replacing them
+  under a running session breaks it.
+- If an import then fails, or a number differs from the book's, the versions differ. Choose
+  *Runtime → Disconnect and delete runtime*, reconnect, and run all cells from the top. If it fails
+  again, [the book's requirements]({book.repository}/blob/HEAD/requirements.txt) list the versions
+  that it was made with.
+- The chapter needs no GPU. To use one: *Runtime → Change runtime type*."""
+    code = f'%pip install --quiet --no-deps "pilcro @ git+{book.repository}"'
+    return [new_markdown_cell(text, id="colab-install-text"),
+            new_code_cell(code, id="colab-install")]  # fmt: skip
+
+
+def solution_cells(cells: list[dict]) -> set[str]:
+    """The ids of the code cells between a solution-start and its solution-end."""
+    inside, found = False, set()
+    for cell in cells:
+        if cell["cell_type"] == "markdown":
+            for _, box in walk(cell["source"]):
+                if box and box.name in ("solution-start", "solution-end"):
+                    inside = box.name == "solution-start"
+        elif inside:
+            found.add(cell["id"])
+    return found
+
+
+def derive(notebook: nbformat.NotebookNode, book: Book, document: str) -> nbformat.NotebookNode:
+    """The Colab notebook of one chapter."""
+    rewriter = Rewriter(book, document)
+    solutions = solution_cells(notebook.cells)
+    cells = install_cells(book, document)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            text = rewriter.rewrite(cell.source)
+            if text:
+                cells.append(new_markdown_cell(text, id=cell.id))
+        elif cell.cell_type == "code":
+            folded = cell.id in solutions or "hide-input" in cell.metadata.get("tags", [])
+            # Colab folds by cellView, JupyterLab by source_hidden
+            metadata = {"cellView": "form", "jupyter": {"source_hidden": True}} if folded else {}
+            cells.append(new_code_cell(cell.source, id=cell.id, metadata=metadata))
+            figure = cell.metadata.get("mystnb", {}).get("figure")
+            if figure:
+                box = Directive("figure", "", {"name": figure["name"]}, figure["caption"])
+                cells.append(new_markdown_cell(rewriter.caption(box), id=f"{cell.id}-caption"))
+    metadata = {"kernelspec": notebook.metadata.kernelspec, "colab": {"provenance": []}}
+    return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+
+
+def derive_all(root: Path, say: Callable[[str], None] = print) -> None:
+    """Write _build/colab/book/ anew; nothing is written when a chapter has no rule."""
+    book = read_book(root)
+    derived = {}
+    for path in sorted((root / "book").glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        try:
+            derived[path.name] = derive(notebook, book, f"book/{path.stem}")
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path}: {error}") from error
+    folder = root / "_build" / "colab" / "book"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, notebook in derived.items():
+        nbformat.write(notebook, folder / name)
+        say(str(folder / name))
+
+
+if __name__ == "__main__":
+    try:
+        derive_all(ROOT)
+    except ValueError as error:
+        sys.exit(f"colab.py: {error}")

@@ -1,0 +1,134 @@
+"""The built pages hold together, and the checkers of built pages can fail."""
+
+import built
+import pytest
+import yaml
+from colab import ROOT, documents
+from sphinx.search.en import SearchEnglish
+
+TOC = documents(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8")))
+
+
+@pytest.fixture(scope="module")
+def pages(html):
+    return built.read(html)
+
+
+def test_every_document_has_its_page(pages):
+    assert {f"{name}.html" for name in TOC} <= set(pages)
+
+
+def test_links(pages, html):
+    assert [c for page in pages.values() for c in built.broken_links(page, pages, html)] == []
+
+
+@pytest.mark.parametrize(
+    "check",
+    [built.pictures, built.widget_pictures, built.build_errors, built.verdicts],
+    ids=lambda check: check.__name__,
+)
+def test_pages(pages, check):
+    assert [complaint for page in pages.values() for complaint in check(page)] == []
+
+
+def test_search_finds_the_key_terms(pages, html):
+    index, stem = built.search_index(html), SearchEnglish({}).stem
+    for word in ("importance", "landscape", "gradient", "padding"):
+        assert built.found(index, stem(word)), f"the search does not find {word!r}"
+    for name in TOC:
+        heading = pages[f"{name}.html"].soup.h1.get_text().lower()
+        words = [word for word in heading.replace("#", "").split() if word.isalpha()]
+        hits = {word for word in words if name in built.found(index, stem(word))}
+        assert hits, f"the search finds {name} by no word of its title {heading!r}"
+
+
+# --- the checkers can fail ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "complaints"),
+    [
+        ("#here", 0), ("#gone", 1), ("other.html#there", 0), ("other.html#gone", 1),
+        ("gone.html", 1), ("../_static/gone.js", 1), ("https://x.org", 0), ("../index.html", 0),
+    ],
+)  # fmt: skip
+def test_broken_links_are_caught(tmp_path, address, complaints):
+    (tmp_path / "book").mkdir()
+    texts = {
+        "index.html": "",
+        "book/one.html": f'<p id="here"><a href="{address}">x</a></p>',
+        "book/other.html": '<p id="there"></p>',
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    pages = built.read(tmp_path)
+    assert len(built.broken_links(pages["book/one.html"], pages, tmp_path)) == complaints
+
+
+ALT = "A landscape that is bright in the centre and dark at the borders"
+CAPTION = '<figcaption><span class="caption-number">Fig. 1</span></figcaption>'
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('<img src="logo.svg">', "has no alt"),
+        (f'<div class="cell_output"><img src="a.png" alt="{ALT}"></div>', "no numbered figure"),
+        (f'<div class="cell_output"><figure><img alt="{ALT}"></figure></div>', "no numbered"),
+        (f'<div class="cell_output"><figure><img alt="plot">{CAPTION}</figure></div>', "not say"),
+    ],
+)
+def test_poor_pictures_are_caught(text, complaint):
+    assert complaint in built.pictures(built.parse("page.html", text))[0]
+
+
+def test_a_described_picture_passes():
+    text = f'<div class="cell_output"><figure><img alt="{ALT}">{CAPTION}</figure></div>'
+    assert built.pictures(built.parse("page.html", text)) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "value", "number"),
+    [
+        ("HTMLModel", "<img src='x'>", 1), ("HTMLModel", f"<img alt='{ALT}'>", 0),
+        ("HTMLModel", "<b>depth</b>", 0), ("ImageModel", "", 1),
+    ],
+)  # fmt: skip
+def test_widgets_without_alt_are_caught(model, value, number):
+    state = f'{{"state": {{"1": {{"model_name": "{model}", "state": {{"value": "{value}"}}}}}}}}'
+    page = built.parse("p.html", f'<script type="{built.WIDGET_STATE}">{state}</script>')
+    assert len(built.widget_pictures(page)) == number
+
+
+def test_build_errors_are_caught():
+    page = built.parse("p.html", '<div class="system-message">Unknown role</div>')
+    assert built.build_errors(page) == ["p.html: 'Unknown role'"]
+
+
+def test_a_word_that_is_not_indexed():
+    index = {"docnames": ["a", "b"], "terms": {"land": 1}, "titleterms": {"path": [0, 1]}}
+    assert built.found(index, "land") == {"b"}
+    assert built.found(index, "path") == {"a", "b"}
+    assert built.found(index, "zebra") == set()
+
+
+EXERCISE = """<div class="exercise" id="ex-1"></div><div class="cell_output">{}</div>
+<div class="solution"><div class="cell"><div class="cell_output">{}</div></div></div>
+<div class="cell_output">not yet, says the next one</div>"""
+
+
+@pytest.mark.parametrize(
+    ("stub", "solution", "number"),
+    [
+        ("Not yet: expected 7, got None", "Right: expected 7, got 7", 0),
+        ("right", "right", 1), ("not yet", "not yet: expected 7, got 8", 1), ("not yet", "", 1),
+    ],
+)  # fmt: skip
+def test_wrong_verdicts_are_caught(stub, solution, number):
+    page = built.parse("p.html", EXERCISE.format(stub, solution))
+    assert len(built.verdicts(page)) == number
+
+
+def test_an_unsolved_exercise_is_caught():
+    text = '<div class="exercise" id="ex-1"></div><div class="cell_output">not yet</div>'
+    assert "the solution's check says ''" in built.verdicts(built.parse("p.html", text))[0]
