@@ -11,10 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import assets
 import yaml
-
 from pilcro.data import DATASETS, is_fetched
+
+import assets
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "_build"
