@@ -47,9 +47,10 @@ lock: $(INSTALLED) ## raise the pins in requirements.txt to the newest versions 
 	  --python-version 3.11 --no-annotate --extra book pyproject.toml -o requirements.txt
 
 $(INSTALLED): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "make: the book needs Python 3.11 or newer, and $(PYTHON) is" \
-	    "$$($(PYTHON) --version 2>&1 || echo missing). Try: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  found=$$($(PYTHON) --version 2>/dev/null) || found=missing; \
+	  echo "make: the book needs Python 3.11 or newer, and $(PYTHON) is $$found." \
+	    "Try: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@echo "Installing the pinned packages into .venv (some minutes the first time)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt

@@ -4,6 +4,17 @@ import torch
 from torch import Tensor
 
 
+def not_yet(reason: str) -> bool:
+    """Say why an answer does not count yet; returns False, as ``check`` does.
+
+    >>> not_yet("your net uses circular padding")
+    not yet: your net uses circular padding
+    False
+    """
+    print(f"not yet: {reason}")
+    return False
+
+
 def check(got: object, expected: Tensor | float, *, rtol: float = 1e-4) -> bool:
     """Print "right", or "not yet" with expected and got; maps are also drawn.
 
@@ -20,25 +31,21 @@ def check(got: object, expected: Tensor | float, *, rtol: float = 1e-4) -> bool:
     True
     """
     if got is None:
-        print("not yet: the answer is still None")
-        return False
+        return not_yet("the answer is still None")
     want = torch.as_tensor(expected).detach().double().cpu()
     try:
         have = torch.as_tensor(got).detach().double().cpu()
     except (TypeError, ValueError, RuntimeError):
-        print(f"not yet: expected numbers, got {got!r}")
-        return False
+        return not_yet(f"expected numbers, got {got!r}")
     if have.shape != want.shape:
-        print(f"not yet: expected shape {tuple(want.shape)}, got {tuple(have.shape)}")
-        return False
+        return not_yet(f"expected shape {tuple(want.shape)}, got {tuple(have.shape)}")
     if torch.allclose(have, want, rtol=0, atol=rtol * float(want.abs().max())):
         print("right")
         return True
-    if want.ndim == 2:
-        print("not yet: here is what was expected and what you got")
-        side_by_side(want, have)
-    else:
-        print(f"not yet: expected {rounded(want)}, got {rounded(have)}")
+    if want.ndim != 2:
+        return not_yet(f"expected {rounded(want)}, got {rounded(have)}")
+    not_yet("here is what was expected and what you got")
+    side_by_side(want, have)
     return False
 
 

@@ -161,9 +161,9 @@ def closed_form(
     """The landscape of an architecture at initialisation, without sampling.
 
     Second moments of the gradient go backwards through one rule per operation. ``exact`` is true
-    when no rule had to approximate; weights are always taken to be independent and symmetric
-    around zero. The model is used in the mode it is in (batch norm in train mode normalises by
-    batch statistics) and left as it was.
+    when no rule had to approximate; weights and biases are always taken to be independent and
+    symmetric around zero, and images to have no patches of exact zeros. The model is used in the
+    mode it is in (batch norm in train mode normalises by batch statistics) and left as it was.
 
     Args:
         model: any module built from operations in :data:`pilcro.second_moments.RULES`.

@@ -4,9 +4,10 @@ Run a model's own ``forward`` on a :class:`SecondMoment` instead of an image, an
 replaced by its rule. A rule is *linear* in the second moment, so one ordinary ``autograd.grad``
 through the rules carries second moments of the gradient backwards: that is the closed form.
 
-What all rules assume: weights are independent with symmetric distributions around zero. A rule
-that needs more says so with ``approximate``, and so does a weight that is used twice; an operation
-without a rule raises :class:`UnsupportedOperation`.
+What all rules assume: weights and biases are independent, with distributions symmetric around
+zero, and the image has no patches of exact zeros (without biases, gates above them stay shut). A
+rule that needs more says so with ``approximate``, and so does a weight that is used twice; an
+operation without a rule raises :class:`UnsupportedOperation`.
 """
 
 import sys

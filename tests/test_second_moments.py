@@ -1,5 +1,7 @@
 """Every rule against a slow, independent definition."""
 
+import itertools
+
 import hypothesis.strategies as st
 import path_counting
 import pytest
@@ -306,6 +308,26 @@ def test_a_layer_used_twice_is_named():
     found = pilcro.closed_form(nn.Sequential(layer, layer), 8, channels=2)
     assert not found.exact
     assert "used more than once" in found.reasons[0]
+
+
+SIGNS = [torch.tensor(signs) for signs in itertools.product([-1.0, 1.0], repeat=5)]
+
+
+@pytest.mark.parametrize(("image", "exact"), [([1.0, 1.5], True), ([0.0, 1.5], False)])
+def test_without_biases_gates_above_a_patch_of_zeros_stay_shut(image, exact):
+    """Two layers without biases on two pixels, all 32 patterns of signs of their five weights."""
+    one, two = (
+        nn.Conv2d(1, 1, (1, 2), padding=(0, 1), bias=False),
+        nn.Conv2d(1, 1, (1, 3), bias=False),
+    )
+    net = nn.Sequential(one, nn.ReLU(), two, nn.ReLU())
+    total = 0
+    for signs in SIGNS:
+        one.weight.data = signs[:2].reshape(1, 1, 1, 2) * torch.tensor([0.8, 1.1])
+        two.weight.data = signs[2:].reshape(1, 1, 1, 3) * torch.tensor([0.7, 0.9, 1.3])
+        total = total + pilcro.on_data(net, torch.tensor([[[image]]])).importance
+    closed = pilcro.closed_form(net, (1, 2), channels=1, weights="drawn").importance
+    assert torch.allclose(total / len(SIGNS), closed, rtol=1e-6) == exact
 
 
 def test_windows_of_one_pixel_average_nothing():

@@ -88,7 +88,8 @@ def main():
     if code or failures:
         remove(PAGES)
         sys.exit(f"{failures}make book: the book was NOT built; the reason is above.")
-    STATE.write_text(json.dumps(wanted))
+    if assets.ASSETS.is_dir():  # without them the pages are worth another try
+        STATE.write_text(json.dumps(wanted))
     print(f"Open {PAGE}")
 
 
