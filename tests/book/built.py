@@ -55,15 +55,16 @@ def broken_links(page: Page, pages: dict[str, Page], folder: Path) -> list[str]:
 
 
 def pictures(page: Page) -> list[str]:
-    """Pictures without alt, and generated ones outside a numbered figure."""
+    """Pictures without a telling alt text, and generated ones outside a numbered figure."""
     complaints = []
     for image in page.soup.select("img"):
         name = image.get("src", "")[:60]
         if not image.has_attr("alt"):
             complaints.append(f"{page.name}: {name} has no alt")
+        if image.find_parent("article"):
+            complaints += [f"{page.name}: {name}: {p}" for p in poor_alt(image.get("alt", ""))]
         if not image.find_parent(class_="cell_output"):
             continue
-        complaints += [f"{page.name}: {name}: {p}" for p in poor_alt(image.get("alt", ""))]
         figure = image.find_parent("figure")
         if not figure or not figure.select_one("figcaption .caption-number"):
             complaints.append(f"{page.name}: {name} stands in no numbered figure with a caption")
