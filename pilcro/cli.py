@@ -1,6 +1,7 @@
 """The command line: ``pilcro landscape resnet18 --image-size 224 --out resnet18.png``."""
 
 import difflib
+import os
 import sys
 from pathlib import Path
 from typing import Literal
@@ -63,10 +64,12 @@ def check_picture(out: Path) -> None:
 
     formats = plt.figure().canvas.get_supported_filetypes()
     plt.close()
-    if out.suffix.lstrip(".") not in formats:
+    if out.suffix.lstrip(".").lower() not in formats:
         raise ValueError(f"out must end in one of {', '.join(sorted(formats))}; got {out}")
     if not out.parent.is_dir():
         raise ValueError(f"out lies in a folder that does not exist: {out.parent}")
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ValueError(f"out cannot be written: {out}")
 
 
 def initial(name: str):
@@ -84,7 +87,9 @@ def initial(name: str):
     if name not in known:
         close = difflib.get_close_matches(name, known) or known[:3]
         raise ValueError(f"no torchvision model {name!r}; did you mean {', '.join(close)}?")
-    model = draw_network(lambda: torchvision.models.get_model(name, weights=None)).eval()
+    # without this, two models warn that the default is about to change
+    options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    model = draw_network(lambda: torchvision.models.get_model(name, weights=None, **options)).eval()
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.train()

@@ -42,8 +42,8 @@ def pyramid(field: Map, levels: int = 3) -> list[Float[Tensor, "_ _"]]:
     >>> [tuple(level.shape) for level in pyramid(torch.ones(12, 8), levels=3)]
     [(12, 8), (6, 4), (3, 2)]
     """
-    if levels < 1:
-        raise ValueError(f"levels must be at least 1, got {levels}")
+    if not isinstance(levels, int) or levels < 1:
+        raise ValueError(f"levels must be an int of at least 1, got {levels!r}")
     if min(field.shape) < 2 ** (levels - 1):
         raise ValueError(
             f"levels={levels} needs a map of at least {2 ** (levels - 1)} pixels a side, "
@@ -96,8 +96,9 @@ def curvature(importance: Map, *, form: str = "log", levels: int = 3) -> Tensor:
     >>> curvature(torch.ones(8, 8)).item(), bool(curvature(ramp) > 0)
     (0.0, True)
     """
-    if not isinstance(importance, Tensor):
-        raise TypeError(f"importance must be a tensor, got {type(importance).__name__}")
+    if not isinstance(importance, Tensor) or not importance.is_floating_point():
+        what = getattr(importance, "dtype", type(importance).__name__)
+        raise TypeError(f"importance must be a floating-point tensor, got {what}")
     if importance.ndim != 2 or importance.numel() == 0:
         raise ValueError(
             f"importance must be a non-empty (height, width) map, got {tuple(importance.shape)}"

@@ -18,13 +18,21 @@ from tqdm import tqdm
 from pilcro.curvature import curvature, log_landscape, normalise
 from pilcro.second_moments import UnsupportedOperation, propagate
 from pilcro.shapes import Images, Map
-from pilcro.untouched import call_untouched, draw_network, randomness_from
+from pilcro.untouched import (
+    as_generator,
+    carrying_gradient,
+    draw_network,
+    one_tensor,
+    placement,
+    randomness_from,
+    with_untouched,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PERIODS = (2, 4, 8, 16, 32)
-BATCH = 256  # images at a time when a whole data set comes as one tensor
+BATCH = 32  # images at a time when a whole data set comes as one tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +60,10 @@ class Landscape:
     standard_error: Map | None = None
 
     def __post_init__(self) -> None:
+        for name in ("importance", "standard_error"):
+            given = getattr(self, name)
+            if given is not None:  # the class is frozen
+                object.__setattr__(self, name, given.detach().double().cpu())
         shape, finite = tuple(self.importance.shape), self.importance.isfinite().all()
         if len(shape) != 2 or 0 in shape:
             raise ValueError(f"importance must be a non-empty (height, width) map, got {shape}")
@@ -183,16 +195,17 @@ def closed_form(
     >>> (9 * landscape.importance / landscape.importance.max())[0].round().tolist()
     [4.0, 6.0, 6.0, 6.0, 4.0]
     """
-    check_model(model)
+    model = unwrapped(model)
     size = as_size(image_size)
     positive_int("channels", channels)
     if weights not in ("expected", "drawn"):
         raise ValueError(f'weights must be "expected" or "drawn", got {weights!r}')
 
-    with torch.inference_mode(False), torch.enable_grad(), explained_failure((1, channels, *size)):
-        image, mean, reasons = propagate(model, size, channels, expected=weights == "expected")
-        (gradient,) = torch.autograd.grad(mean, image, materialize_grads=True)
-    importance = gradient[0].sum(0).double().cpu()
+    def work(model: nn.Module) -> tuple[Map, tuple[str, ...]]:
+        return propagate(model, size, channels, expected=weights == "expected")
+
+    with computing(model, (1, channels, *size), as_generator(None)):
+        importance, reasons = with_untouched(model, work)
     return Landscape(importance, exact=not reasons, reasons=reasons)
 
 
@@ -234,10 +247,11 @@ def monte_carlo(
     positive_int("inputs", inputs)
     if positive_int("networks", networks) < 2:
         raise ValueError("networks must be at least 2, or there is no standard error")
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = as_generator(generator)
+    device = None if device is None else as_device(device)
     moments = Moments()
     for _ in tqdm(range(networks), "networks", disable=None, delay=2, leave=False):
-        model = draw_network(build_model, generator)
+        model = unwrapped(draw_network(build_model, generator))
         if device is not None:
             model = model.to(device)
         where, dtype = placement(model)
@@ -258,8 +272,9 @@ def on_data(
 
     For each image the gradient of a random unit projection of the outputs is squared; the mean
     over images is the landscape, and its sum over pixels is the mean squared Frobenius norm of
-    the input-output Jacobian over the number of outputs. The model is used in the mode it is in,
-    and left as it was: no running statistics move, no gradients are stored.
+    the input-output Jacobian over the number of outputs. The model is used in the mode it is in
+    (batch norm in train mode lets the images of a batch see each other), and left as it was: no
+    running statistics move, no gradients are stored.
 
     Args:
         model: returns one tensor (batch, ...).
@@ -282,9 +297,9 @@ def on_data(
     >>> on_data(nn.Conv2d(1, 1, 1, bias=False), images).coverage > 0.1
     True
     """
-    check_model(model)
+    model = unwrapped(model)
     positive_int("projections", projections)
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = as_generator(generator)
     moments = Moments()
     for batch in batches(images):
         check_images(batch, model)
@@ -296,20 +311,19 @@ def squared_gradients(
     model: nn.Module, images: Images, projections: int, generator: torch.Generator
 ) -> Tensor:
     """Per image, sum over channels of (d<v, f(x)>/dx)^2, averaged over random unit vectors v."""
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        randomness_from(generator, images.device),
-        explained_failure(tuple(images.shape)),
-    ):
+
+    def work(model: nn.Module) -> Tensor:
         x = images.detach().clone().requires_grad_()
-        output = check_output(call_untouched(model, x), len(x)).flatten(1)
+        output = check_output(one_tensor(model(x)), len(x)).flatten(1)
         vectors = unit_vectors(*output.shape, projections, generator).to(output)
         total = torch.zeros_like(x[:, 0], dtype=torch.float64)
         for v in vectors.unbind(2):
             (gradient,) = torch.autograd.grad(output, x, v, retain_graph=True)
             total += gradient.double().square().sum(1)
-    return total / vectors.shape[2]
+        return total / vectors.shape[2]
+
+    with computing(model, tuple(images.shape), generator):
+        return with_untouched(model, work)
 
 
 def unit_vectors(batch: int, outputs: int, wanted: int, generator: torch.Generator) -> Tensor:
@@ -357,9 +371,26 @@ class Moments:
 # --- checks at the door ------------------------------------------------------------------------
 
 
-def check_model(model: object) -> None:
+def unwrapped(model: object) -> nn.Module:
+    """The plain module inside a compiled or a data-parallel one, checked."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("model is a scripted module; pass the module that it was made from")
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return unwrapped(model.module)
+    if hasattr(model, "_orig_mod"):  # torch.compile
+        return unwrapped(model._orig_mod)
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError("the model is on the meta device: its weights have no values")
+    return model
+
+
+def as_device(device: object) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be one that PyTorch knows: {error}") from None
 
 
 def positive_int(name: str, value: object) -> int:
@@ -381,14 +412,6 @@ def as_size(image_size: object) -> tuple[int, int]:
     return positive_int("image_size", height), positive_int("image_size", width)
 
 
-def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where the model computes, and in which floating-point type."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            return tensor.device, tensor.dtype
-    return torch.device("cpu"), torch.float32
-
-
 def batches(images: object) -> Iterable[Tensor]:
     if isinstance(images, Tensor):
         # A tensor that is no batch of images is not split: the check that follows says why.
@@ -398,7 +421,7 @@ def batches(images: object) -> Iterable[Tensor]:
             "images must be a tensor (batch, channels, height, width) or an iterable of them, "
             f"got {type(images).__name__}"
         )
-    return (batch[0] if isinstance(batch, tuple | list) else batch for batch in images)
+    return (batch[0] if isinstance(batch, tuple | list) and batch else batch for batch in images)
 
 
 def check_images(images: object, model: nn.Module) -> None:
@@ -411,12 +434,12 @@ def check_images(images: object, model: nn.Module) -> None:
         )
     if not images.is_floating_point():
         raise TypeError(f"images must be floating point, got {images.dtype}; try images.float()")
-    if not images.isfinite().all():
-        raise ValueError("images must be finite, but they hold NaN or infinite values")
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     if devices and images.device not in devices:
         there = ", ".join(sorted(map(str, devices)))
         raise ValueError(f"images are on {images.device}, but the model is on {there}")
+    if not images.isfinite().all():
+        raise ValueError("images must be finite, but they hold NaN or infinite values")
 
 
 def check_output(output: Tensor, batch: int) -> Tensor:
@@ -425,20 +448,25 @@ def check_output(output: Tensor, batch: int) -> Tensor:
             f"the model must return a tensor (batch, ...) for a batch of {batch}, got shape "
             f"{tuple(output.shape)}"
         )
-    if not output.requires_grad:
-        raise ValueError(
-            "the model's output carries no gradient to the images: does its forward detach, or "
-            "run under no_grad?"
-        )
-    return output
+    return carrying_gradient(output)
 
 
 @contextmanager
-def explained_failure(shape: tuple[int, ...]) -> Iterator[None]:
-    """Turn what PyTorch says about shapes into one error that says which image was tried."""
-    try:
-        yield
-    except (UnsupportedOperation, torch.OutOfMemoryError):
-        raise
-    except RuntimeError as error:
-        raise ValueError(f"the model could not take images of shape {shape}: {error}") from error
+def computing(
+    model: nn.Module, shape: tuple[int, ...], generator: torch.Generator
+) -> Iterator[None]:
+    """Gradients on, autocast off, randomness from the generator; and what PyTorch says about
+    shapes becomes one error that names the images which were tried."""
+    device, _ = placement(model)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+        randomness_from(generator, device),
+    ):
+        try:
+            yield
+        except (UnsupportedOperation, torch.OutOfMemoryError):
+            raise
+        except RuntimeError as error:
+            raise ValueError(f"the model failed on images of shape {shape}: {error}") from error

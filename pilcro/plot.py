@@ -60,8 +60,9 @@ def panel(landscapes: Mapping[str, Landscape], *, columns: int = 4) -> Figure:
     >>> len(panel({"one": flat, "two": flat}).axes)  # two maps and the colour bar
     3
     """
-    if not landscapes:
-        raise ValueError("landscapes must hold at least one landscape, got none")
+    some(landscapes)
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, got {columns}")
     columns = min(columns, len(landscapes))
     rows = math.ceil(len(landscapes) / columns)
     figure, axes = plt.subplots(
@@ -105,6 +106,7 @@ def slider(landscapes: Mapping[str, Landscape], label: str) -> "VBox":
             "pilcro.plot.slider needs ipywidgets 8: pip install ipywidgets"
         ) from error
 
+    some(landscapes)
     top = scale_top(*landscapes.values())
     pictures = []
     for name, landscape in landscapes.items():
@@ -118,6 +120,11 @@ def slider(landscapes: Mapping[str, Landscape], label: str) -> "VBox":
     return VBox([choice, stack])
 
 
+def some(landscapes: Mapping[str, Landscape]) -> None:
+    if not landscapes:
+        raise ValueError("landscapes must hold at least one landscape, got none")
+
+
 def describe(landscape: Landscape) -> str:
     """Alt text: what a reader who cannot see the map should know of it.
 
@@ -126,10 +133,11 @@ def describe(landscape: Landscape) -> str:
     'Importance of 8 by 8 pixels: the centre gets 1.0 times as much as the border; coverage 1.00.'
     """
     height, width = landscape.importance.shape
-    return (
-        f"Importance of {height} by {width} pixels: the centre gets {landscape.centre_bias:.1f} "
-        f"times as much as the border; coverage {landscape.coverage:.2f}."
-    )
+    bias = landscape.centre_bias
+    border = f"the centre gets {bias:.1f} times as much as the border"
+    if math.isinf(bias):
+        border = "the border gets nothing"
+    return f"Importance of {height} by {width} pixels: {border}; coverage {landscape.coverage:.2f}."
 
 
 def scale_top(*landscapes: Landscape) -> float:

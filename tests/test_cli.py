@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import torch
 
 from pilcro import cli
 
@@ -44,6 +45,31 @@ def test_an_operation_without_a_rule_is_named(capsys):
     assert "called in module" in message
 
 
+def test_models_are_taken_as_training_begins():
+    """Batch statistics on, dropout off, the same weights each time."""
+    from torch import nn
+
+    one, two = cli.initial("mobilenet_v3_small"), cli.initial("mobilenet_v3_small")
+    kinds = (nn.BatchNorm2d, nn.Dropout)
+    assert {type(m): m.training for m in one.modules() if isinstance(m, kinds)} == {
+        nn.BatchNorm2d: True,
+        nn.Dropout: False,
+    }
+    assert all(map(torch.equal, one.parameters(), two.parameters()))
+
+
+def test_weights_reach_the_closed_form(monkeypatch):
+    import pilcro
+
+    asked = []
+    closed_form = pilcro.closed_form
+    monkeypatch.setattr(
+        pilcro, "closed_form", lambda *a, **k: asked.append(k["weights"]) or closed_form(*a, **k)
+    )
+    run("landscape", "squeezenet1_1", "--image-size", "64", "--weights", "drawn")
+    assert asked == ["drawn"]
+
+
 def test_an_unknown_model(capsys):
     message = fails(capsys, "landscape", "resnet81", "--image-size", "64")
     assert message.startswith("pilcro: no torchvision model 'resnet81'; did you mean resnet")
@@ -67,7 +93,7 @@ def test_mistakes(options, message, capsys):
 def test_an_unwritable_picture(tmp_path, capsys):
     out = tmp_path / "folder.png"
     out.mkdir()
-    assert "folder.png" in fails(
+    assert "out cannot be written" in fails(
         capsys, "landscape", "squeezenet1_1", "--image-size", "64", "--out", str(out)
     )
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 import pilcro
@@ -79,6 +80,32 @@ def test_tiny_maps_have_summaries(size):
     assert flat["roughness"] == 0
 
 
+def test_coverage_is_the_exponential_of_the_entropy():
+    share = torch.tensor([0.25, 0.75])
+    entropy = -(share * share.log()).sum()
+    assert landscape([[1.0, 3.0]]).coverage == pytest.approx(float(entropy.exp()) / 2)
+
+
+def test_centre_bias_of_a_wide_image():
+    values = torch.ones(16, 32)
+    values[4:12, 8:24] = 3
+    assert landscape(values).centre_bias == pytest.approx(3)
+
+
+def test_roughness_uses_the_levels_that_fit():
+    row = torch.rand(2, 64, generator=torch.Generator().manual_seed(0)) + 0.1
+    expected = pilcro.curvature(row.double(), levels=2)
+    assert landscape(row).roughness == pytest.approx(float(expected))
+
+
+def test_a_landscape_is_float64_on_the_cpu_and_free_of_the_graph():
+    given = torch.ones(4, 4, requires_grad=True)
+    found = Landscape(given, exact=False, standard_error=given)
+    for stored in (found.importance, found.standard_error):
+        assert stored.dtype == torch.float64
+        assert not stored.requires_grad
+
+
 def test_tilt_is_per_axis():
     values = torch.ones(6, 8)
     values[0] = 4
@@ -134,6 +161,27 @@ def test_on_data_is_the_mean_squared_jacobian(net, images):
     want = exact_importance(net, images)
     torch.testing.assert_close(got.importance, want, rtol=1e-5, atol=0)
     torch.testing.assert_close(got.importance.sum(), want.sum(), rtol=1e-5, atol=0)
+
+
+def test_more_projections_than_outputs_add_nothing(net, images):
+    net.eval()
+    got, want = (on_data(net, images, projections=n).importance for n in (5, 3))
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=0)
+
+
+def test_equal_images_have_no_spread():
+    model = nn.Conv2d(2, 1, 1)
+    same = torch.ones(3, 2, 4, 4)
+    assert on_data(model, same, projections=16).standard_error.max() < 1e-7
+
+
+def test_images_are_left_alone(net, images):
+    images.requires_grad_()
+    before = images.detach().clone()
+    on_data(net.eval(), images)
+    assert images.requires_grad
+    assert images.grad is None
+    assert torch.equal(images, before)
 
 
 @pytest.mark.parametrize("projections", [1, 2])
@@ -225,7 +273,82 @@ def test_the_standard_error_shrinks_with_the_number_of_networks():
     assert "320 samples" in many.reasons[0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_networks_of_other_types_are_sampled(dtype):
+    found = monte_carlo(lambda: nn.Conv2d(1, 2, 3).to(dtype), 5, channels=1, networks=3)
+    assert found.importance.dtype == torch.float64
+    assert (found.importance > 0).all()
+
+
+def test_size_may_be_a_list(net, as_a_user):
+    assert closed_form(net, [5, 6], channels=2).importance.shape == (5, 6)
+
+
 # --- the model is left as it was found -----------------------------------------------------------
+
+
+class Recomputed(nn.Module):
+    """Batch norm inside a checkpoint: its forward runs again in the backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2))
+
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(self.inner, x, use_reentrant=False)
+
+
+def test_running_statistics_stay_under_checkpointing(images):
+    model = Recomputed().train()
+    before = copy.deepcopy(model.state_dict())
+    on_data(model, images)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_only_the_generators_of_the_device_are_seeded(net, images, monkeypatch):
+    def refused(seed):
+        raise AssertionError("CUDA cards were seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refused)
+    monkeypatch.setattr(torch.cuda, "manual_seed", refused)
+    on_data(net, images)
+
+
+def test_a_forward_that_draws_leaves_the_global_generator(images):
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return torch.flatten(x, 1) + torch.rand(1)
+
+    before = torch.get_rng_state()
+    closed_form(Noisy(), (5, 6), channels=2)
+    on_data(Noisy(), images)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_wrapped_models_are_unwrapped(net, images, wrap):
+    net.eval()
+    want = on_data(net, images).importance
+    torch.testing.assert_close(on_data(wrap(net), images).importance, want)
+    assert closed_form(wrap(net), (5, 6), channels=2).importance.shape == (5, 6)
+
+
+def test_autocast_changes_nothing(net, images):
+    net.eval()
+    want = on_data(net, images).importance, closed_form(net, (5, 6), channels=2).importance
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = on_data(net, images).importance, closed_form(net, (5, 6), channels=2).importance
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
+
+
+def test_running_out_of_memory_is_not_explained_away(images):
+    class Hungry(nn.Module):
+        def forward(self, x):
+            raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        on_data(Hungry(), images)
 
 
 class Breaks(nn.Module):
@@ -287,17 +410,6 @@ class Returns(nn.Module):
         return self.what(x)
 
 
-class MetaNet(nn.Module):
-    """Weights on another device than the images."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Conv2d(2, 1, 1, device="meta")
-
-    def forward(self, x):
-        return self.layer(x)
-
-
 X = torch.ones(2, 2, 5, 6)
 
 
@@ -308,15 +420,18 @@ X = torch.ones(2, 2, 5, 6)
         (small_net(), X[0], ValueError, r"images must be \(batch.*got \(2, 5, 6\)"),
         (small_net(), X[:0], ValueError, r"no empty dimension, got \(0, 2, 5, 6\)"),
         (small_net(), X[..., :0], ValueError, r"no empty dimension"),
-        (small_net(), X[:, :1], ValueError, r"could not take images of shape \(2, 1, 5, 6\)"),
-        (small_net(), X[..., :4], ValueError, r"could not take images of shape \(2, 2, 5, 4\)"),
+        (small_net(), X[:, :1], ValueError, r"failed on images of shape \(2, 1, 5, 6\)"),
+        (small_net(), X[..., :4], ValueError, r"failed on images of shape \(2, 2, 5, 4\)"),
         (small_net(), X / 0, ValueError, "images must be finite"),
         (small_net(), X * float("nan"), ValueError, "images must be finite"),
         (small_net(), X.int(), TypeError, "floating point, got torch.int32"),
         (small_net(), [X.numpy()], TypeError, "images must be tensors, got ndarray"),
         (small_net(), 7, TypeError, "iterable of them, got int"),
+        (small_net(), [()], TypeError, "images must be tensors, got tuple"),
+        (Returns(lambda x: x[..., :0]), X, ValueError, r"got shape \(2, 2, 5, 0\)"),
         (small_net(), [], ValueError, "images holds no batch"),
-        (MetaNet(), X, ValueError, "images are on cpu, but the model is on meta"),
+        (nn.Conv2d(2, 1, 1, device="meta"), X, ValueError, "the model is on the meta device"),
+        (small_net(), X.to("meta"), ValueError, "images are on meta, but the model is on cpu"),
         (Returns(lambda x: (x, x)), X, TypeError, "one tensor, got tuple"),
         (Returns(lambda x: x.sum()), X, ValueError, r"tensor \(batch, ...\)"),
         (Returns(lambda x: x[:1]), X, ValueError, r"for a batch of 2, got shape \(1, 2, 5, 6\)"),
@@ -327,6 +442,35 @@ X = torch.ones(2, 2, 5, 6)
 def test_on_data_refuses(model, images, error, message, as_a_user):
     with pytest.raises(error, match=message):
         on_data(model, images)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_scripted_models_are_refused():
+    model = torch.jit.script(nn.Conv2d(2, 1, 1))
+    with pytest.raises(TypeError, match="pass the module that it was made from"):
+        closed_form(model, 4, channels=2)
+
+
+def test_no_grad_inside_the_model_is_named(images):
+    class Blind(nn.Module):
+        def forward(self, x):
+            with torch.no_grad():
+                return torch.flatten(x, 1) + 1
+
+    for use in (lambda m: on_data(m, images), lambda m: closed_form(m, (5, 6), channels=2)):
+        with pytest.raises(ValueError, match="carries no gradient"):
+            use(Blind())
+
+
+@pytest.mark.parametrize("bad", [0, 42, "seed"])
+def test_a_generator_is_a_generator(net, images, bad, as_a_user):
+    for use in (
+        lambda: on_data(net, images, generator=bad),
+        lambda: monte_carlo(small_net, (5, 6), channels=2, generator=bad),
+        lambda: draw_network(small_net, bad),
+    ):
+        with pytest.raises(TypeError, match=r"generator must be a torch\.Generator"):
+            use()
 
 
 def test_images_of_two_sizes_are_refused():
@@ -368,7 +512,7 @@ def test_image_size_is_checked(size, error, message, net, as_a_user):
         (small_net(), {"channels": 2, "weights": "mean"}, ValueError, "weights must be"),
         (Returns(lambda x: [x]), {}, TypeError, "one tensor, got list"),
         (Returns(lambda x: torch.ones(1, 2)), {}, ValueError, "does not depend on the image"),
-        (nn.Conv2d(3, 1, 9), {}, ValueError, "could not take images of shape"),
+        (nn.Conv2d(3, 1, 9), {}, ValueError, "failed on images of shape"),
         (nn.BatchNorm2d(2), {}, ValueError, "expected 2 channels, got 3"),
         (nn.Linear(3, 2), {}, ValueError, "expected 3 features, got 6"),
     ],
@@ -393,7 +537,8 @@ def test_weights_that_are_not_finite_are_named(net):
         (lambda: 3, {}, TypeError, "build_model must return a torch.nn.Module, got int"),
         (small_net, {"networks": 1}, ValueError, "networks must be at least 2"),
         (small_net, {"inputs": 0}, ValueError, "inputs must be at least 1"),
-        (small_net, {"channels": 3}, ValueError, r"could not take images of shape \(4, 3, 5, 6\)"),
+        (small_net, {"device": "gpu"}, ValueError, "device must be one that PyTorch knows"),
+        (small_net, {"channels": 3}, ValueError, r"failed on images of shape \(4, 3, 5, 6\)"),
     ],
 )
 def test_monte_carlo_refuses(build, options, error, message, as_a_user):

@@ -65,6 +65,23 @@ def test_ticks_are_round_numbers(peak, ticks):
 def test_panel_of_nothing():
     with pytest.raises(ValueError, match="at least one landscape"):
         plot.panel({})
+    with pytest.raises(ValueError, match="at least one landscape"):
+        plot.slider({}, "depth")
+    with pytest.raises(ValueError, match="columns must be at least 1, got 0"):
+        plot.panel(PAIR, columns=0)
+
+
+def test_the_scale_can_be_given_and_ends_somewhere():
+    assert plot.draw(landscape(2.0), top=7.0).images[0].get_clim() == (1 / 7, 7)
+    values = torch.full((64, 64), 1e-9, dtype=torch.float64)
+    values[0, 0] = 1
+    assert plot.scale_top(Landscape(values, exact=True)) == 1000
+
+
+def test_a_silent_border_is_described():
+    values = torch.zeros(8, 8, dtype=torch.float64)
+    values[4, 4] = 1
+    assert "the border gets nothing" in plot.describe(Landscape(values, exact=True))
 
 
 def test_slider_moves_without_a_kernel(monkeypatch):
@@ -83,6 +100,18 @@ def test_slider_moves_without_a_kernel(monkeypatch):
     assert len(linked) == 1
     assert linked[0].source == (choice, "index")
     assert linked[0].target == (stack, "selected_index")
+
+
+def test_slider_pictures_share_a_scale_and_leave_no_figure_open(monkeypatch):
+    import matplotlib.pyplot as plt
+
+    pytest.importorskip("ipywidgets")
+    tops = []
+    draw = plot.draw
+    monkeypatch.setattr(plot, "draw", lambda x, ax, top: tops.append(top) or draw(x, ax, top=top))
+    plot.slider(PAIR, "depth")
+    assert tops == [plot.scale_top(*PAIR.values())] * 2
+    assert plt.get_fignums() == []
 
 
 def test_alt_text_is_escaped():

@@ -178,8 +178,8 @@ def test_uneven_strides_tilt_resnet18(size, tilted):
 # --- one rule at a time: for a linear operation, the rule's matrix is its matrix, squared ---------
 
 
-def moment(values, *, expected=False, zero_mean=True):
-    return SecondMoment(values, values.shape, Run(nn.Identity(), expected), zero_mean)
+def moment(values, *, expected=False):
+    return SecondMoment(values, values.shape, Run(nn.Identity(), expected), {"image"}, {"image"})
 
 
 def matrix(function, shape):
@@ -330,6 +330,277 @@ def test_without_biases_gates_above_a_patch_of_zeros_stay_shut(image, exact):
     assert torch.allclose(total / len(SIGNS), closed, rtol=1e-6) == exact
 
 
+# --- additions: exact if a change of sign of one branch is none of the other --------------------
+
+
+class Branches(nn.Module):
+    """``join`` is handed the input and four layers of its own."""
+
+    def __init__(self, join, padding=1):
+        super().__init__()
+        self.join = join
+        self.layers = nn.ModuleList(nn.Conv2d(2, 2, 3, padding=padding) for _ in range(4))
+
+    def forward(self, x):
+        return self.join(x, *self.layers)
+
+
+ADDITIONS = {  # name: (join, exact); None: approximate, but not by much
+    "shortcut": (lambda x, a, b, c, d: x + b(F.relu(a(x))), True),
+    "two layers": (lambda x, a, b, c, d: d(F.relu(a(x) + b(x))), True),
+    "shortcut behind a layer": (lambda x, a, b, c, d: d(F.relu(a(x)) + c(F.relu(b(x)))), True),
+    "input and its ReLU": (lambda x, a, b, c, d: x + F.relu(x), False),
+    "a tensor and its ReLU": (lambda x, a, b, c, d: d(sum_with_relu(a(x))), False),
+    "three times": (lambda x, a, b, c, d: x + x + x, False),
+    "a view of itself": (lambda x, a, b, c, d: x + x.view(x.shape), False),
+    "two ReLUs": (lambda x, a, b, c, d: F.relu(a(x)) + F.relu(b(x)), None),
+    "one layer twice": (lambda x, a, b, c, d: a(x) + a(F.relu(b(x))), None),
+    "ReLU of pre-activation residual": (
+        lambda x, a, b, c, d: d(F.relu(pre_activation(a(x), b))),
+        None,
+    ),
+}
+
+
+def sum_with_relu(x):
+    return x + F.relu(x)
+
+
+def pre_activation(x, layer):
+    return x + layer(F.relu(x))
+
+
+@pytest.mark.parametrize("name", ADDITIONS)
+def test_additions_are_exact_only_if_monte_carlo_agrees(name, generator):
+    join, exact = ADDITIONS[name]
+
+    def build():
+        model = Branches(join)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.25)
+        return model
+
+    constant = build()
+    for parameter in constant.parameters():
+        nn.init.constant_(parameter, 0.25)
+    closed = pilcro.closed_form(constant, 4, channels=2)
+    assert closed.exact == bool(exact), closed.reasons
+    sampled = pilcro.monte_carlo(build, 4, channels=2, networks=600, generator=generator)
+    z = (closed.importance - sampled.importance) / sampled.standard_error
+    if exact:
+        assert z.abs().max() < 4
+    elif exact is False:
+        assert z.min() < -4, "the rule is right where it says that it is not"
+
+
+# --- weights that are not fresh parameters ---------------------------------------------------
+
+
+class Functional(nn.Module):
+    def __init__(self, forward):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 2, 3, 3))
+        self.function = forward
+
+    def forward(self, x):
+        return self.function(x, self.weight)
+
+
+@pytest.mark.parametrize("compute", [lambda w: w.flip(2), lambda w: w * 1, lambda w: w[:1]])
+@pytest.mark.parametrize("weights", ["expected", "drawn"])
+def test_computed_weights_are_named(compute, weights):
+    model = Functional(lambda x, w: F.conv2d(x, compute(w)))
+    found = pilcro.closed_form(model, 6, channels=2, weights=weights)
+    assert not found.exact
+    assert "computed" in found.reasons[0]
+
+
+def test_different_normalised_layers_are_not_taken_for_one():
+    layers = [nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 2, 3)) for _ in range(5)]
+    found = pilcro.closed_form(nn.Sequential(*layers), 16, channels=2, weights="drawn")
+    assert not any("more than once" in reason for reason in found.reasons)
+    assert sum("computed" in reason for reason in found.reasons) == 5
+
+
+# --- expected and drawn agree where all weights of a layer have one size ----------------------
+
+
+def constant_layers(model, value=0.5):
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.constant_(module.weight, value)
+    return model
+
+
+class UnequalGroups(nn.Module):
+    """Two groups that a concatenation made unequal, through two grouped layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Conv2d(2, 2, 1)
+        self.first, self.second = nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 2, 3, groups=2)
+        self.norm = nn.BatchNorm2d(2)
+
+    def forward(self, x):
+        return self.norm(self.second(self.first(torch.cat([x, self.one(self.one(x))], 1))))
+
+
+def unequal_norm():
+    norm = nn.BatchNorm2d(2).eval()
+    norm.running_var.copy_(torch.tensor([0.1, 10.0]))
+    norm.weight.data.copy_(torch.tensor([1.0, 3.0]))
+    return nn.Sequential(nn.Conv2d(2, 2, 3), norm, nn.Conv2d(2, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        UnequalGroups(),
+        unequal_norm(),
+        nn.Sequential(nn.Conv2d(2, 4, 3), nn.Linear(4, 6), nn.ReLU(), nn.Conv2d(4, 2, 3)),
+        nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.MaxPool2d(3, 2, 1), nn.Flatten()),
+        nn.Sequential(nn.ZeroPad2d((1, 0, 2, 0)), nn.Conv2d(2, 3, 3), nn.MaxPool2d(3)),
+    ],
+)
+def test_expected_and_drawn_agree_for_constant_weights(model):
+    model = constant_layers(model).double()
+    expected, drawn = (
+        pilcro.closed_form(model, 6, channels=2, weights=w) for w in ("expected", "drawn")
+    )
+    torch.testing.assert_close(expected.importance, drawn.importance)
+
+
+def test_expected_is_the_mean_of_drawn(generator):
+    """Level included, over fresh networks."""
+    build = scaled(*EXACT["strided"])[0]
+    both = []
+    for _ in range(200):
+        net = pilcro.draw_network(build, generator).double()
+        both.append(
+            [
+                pilcro.closed_form(net, 8, channels=2, weights=w).importance
+                for w in ("expected", "drawn")
+            ]
+        )
+    difference = torch.stack([one - other for one, other in both])
+    z = difference.mean(0) / (difference.std(0) / 200**0.5)
+    assert z.abs().max() < 4
+
+
+# --- batch norm, in-place changes, precision -----------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["running_mean", "bias"])
+def test_a_shift_in_batch_norm_leaves_gates_uneven(what):
+    norm = nn.BatchNorm2d(2).eval()
+    model = nn.Sequential(nn.Conv2d(2, 2, 3), norm, nn.ReLU())
+    assert pilcro.closed_form(model, 6, channels=2).exact
+    with torch.no_grad():
+        getattr(norm, what).fill_(1.0)
+    found = pilcro.closed_form(model, 6, channels=2)
+    assert "symmetric" in found.reasons[0]
+
+
+def test_in_place_change_of_a_view_is_named():
+    class Net(nn.Module):
+        def forward(self, x):
+            F.relu_(x.view(1, -1))
+            return x
+
+    found = pilcro.closed_form(Net(), 3, channels=1)
+    assert "view" in found.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "reasons"),
+    [
+        (lambda x: F.relu(torch.flatten(F.relu(x), 1)), 1),
+        (lambda x: F.relu(x + 1), 1),
+        (lambda x: F.relu(x + 0), 0),
+        (lambda x: F.relu(torch.cat([F.relu(x), x], 1)), 1),
+        (lambda x: F.relu(F.batch_norm(F.relu(x), None, None, training=True)), 3),
+        (lambda x: F.relu(F.max_pool2d(x, 2)), 2),
+        (lambda x: F.relu(F.pad(x, (1, 1), value=2.0)), 1),
+        (lambda x: F.relu(F.pad(x, (1, 1))), 0),
+        (lambda x: F.relu(F.relu(x.clone(), inplace=True)), 1),
+        (lambda x: F.relu(x.float().contiguous().to(torch.float64)), 0),
+        (lambda x: F.adaptive_avg_pool2d(x, (6, 5)), 0),
+        (lambda x: F.adaptive_avg_pool2d(x, (5, 5)), 1),
+    ],
+)
+def test_reasons_are_counted(change, reasons):
+    class Net(nn.Module):
+        def forward(self, x):
+            return change(x)
+
+    assert len(pilcro.closed_form(Net(), (6, 5), channels=1).reasons) == reasons
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_networks_do_not_vanish(dtype):
+    build = lambda: nn.Sequential(*[nn.Conv2d(3, 3, 3, padding=1) for _ in range(12)])  # noqa: E731
+    single = pilcro.draw_network(build)
+    want = pilcro.closed_form(single, 8, weights="drawn").importance
+    got = pilcro.closed_form(single.to(dtype), 8, weights="drawn").importance
+    torch.testing.assert_close(got, want, rtol=0.1, atol=0)
+
+
+def test_dropout_scales_by_what_it_keeps():
+    for inplace in (False, True):
+        model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5, inplace=inplace))
+        found = pilcro.closed_form(model, 2, channels=1).importance
+        torch.testing.assert_close(found, torch.full((2, 2), 2 / 4).double())
+    gone = pilcro.closed_form(nn.Dropout(1.0), 2, channels=1).importance
+    assert (gone == 0).all()
+
+
+def test_additions_with_alpha_and_in_place():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Conv2d(1, 1, 1, bias=False)
+            nn.init.constant_(self.one.weight, 1.0)
+
+        def forward(self, x):
+            y = torch.add(x, self.one(x), alpha=2)  # 1 + 4
+            z = y
+            y.add_(x)  # 5 + 1, seen through both names
+            return z
+
+    found = pilcro.closed_form(Net(), 1, channels=1).importance
+    torch.testing.assert_close(found, torch.full((1, 1), 6.0).double())
+
+
+def test_a_constant_adds_to_the_second_moment_that_batch_norm_divides_by():
+    class Net(nn.Module):
+        def forward(self, x):
+            return F.batch_norm(x + 3, None, None, training=True, eps=0.0)
+
+    found = pilcro.closed_form(Net(), 1, channels=1).importance
+    torch.testing.assert_close(found, torch.full((1, 1), 1 / 10).double())
+
+
+def test_batch_norm_without_affine_checks_its_channels():
+    with pytest.raises(ValueError, match="expected 2 channels, got 3"):
+        pilcro.closed_form(nn.BatchNorm2d(2, affine=False), 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_uneven_stride_no_tilt(data):
+    """Where every strided layer uses up its padded image, the landscape is its mirror image."""
+    size = start = data.draw(st.integers(9, 40))
+    layers = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        kernel, stride = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 3))
+        padding = data.draw(st.integers(0, kernel // 2))
+        assume(size + 2 * padding >= kernel)
+        assume((size + 2 * padding - kernel) % stride == 0)
+        layers.append(nn.Conv2d(1, 1, kernel, stride, padding))
+        size = (size + 2 * padding - kernel) // stride + 1
+    assert max(pilcro.closed_form(nn.Sequential(*layers), start, channels=1).tilt) < 1e-9
+
+
 def test_windows_of_one_pixel_average_nothing():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(1), nn.AdaptiveAvgPool2d(6))
     assert pilcro.closed_form(model, 8, channels=1).exact
@@ -412,6 +683,12 @@ def test_an_operation_without_a_rule_is_named_with_its_module(weights):
         lambda x: torch.cat([x, torch.zeros(1, 1, 4, 4)], 1),
         lambda x: x[:, :1],
         lambda x: torch.ops.aten.sin.default(x),
+        lambda x: F.conv2d(x, torch.ones(2, 1, 1, 1), x.view(-1)[:2]),
+        lambda x: F.conv2d(x, torch.ones(2, 1, 1, 1), torch.flatten(x)),
+        lambda x: F.linear(torch.ones(1, 16), torch.flatten(x, 1)),
+        lambda x: torch.ones(1, 1, 4, 4).add_(x),
+        lambda x: torch.cat([x, x], axis=1),
+        lambda x: torch.add(x, x, out=torch.ones(1, 1, 4, 4)),
     ],
 )
 def test_never_a_silent_guess(forward):
@@ -432,12 +709,22 @@ def test_a_rule_of_your_own_takes_three_lines():
 
         @pilcro.second_moment_rule(torch.sinc)
         def through_sinc(x):
-            return x.with_values(x.values * 9)
+            return x.with_moments(x.moments * 9)
 
         found = pilcro.closed_form(Scaled(), 3, channels=1)
     finally:
         RULES.pop(torch.sinc)
     torch.testing.assert_close(found.importance, torch.ones(3, 3).double())
+
+
+def test_arguments_by_name():
+    class Net(nn.Module):
+        def forward(self, x):
+            return torch.flatten(
+                input=F.conv2d(input=x, weight=torch.ones(1, 1, 2, 2)), start_dim=1
+            )
+
+    assert pilcro.closed_form(Net(), 3, channels=1).importance[1, 1] == 4 / 4
 
 
 def test_a_forward_pass_may_ask_for_shapes():
