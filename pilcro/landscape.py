@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import pilcro.rules  # noqa: F401 - registers the rules
 from pilcro.curvature import curvature, log_landscape, normalise
 from pilcro.second_moments import UnsupportedOperation, propagate
 from pilcro.shapes import Images, Map
@@ -178,7 +179,7 @@ def closed_form(
     mode it is in (batch norm in train mode normalises by batch statistics) and left as it was.
 
     Args:
-        model: any module built from operations in :data:`pilcro.second_moments.RULES`.
+        model: any module built from operations in :mod:`pilcro.rules`.
         image_size: pixels, an int or (height, width).
         channels: of the image.
         weights: ``"expected"`` takes one E[W^2] for each layer, the architecture itself;

@@ -717,6 +717,18 @@ def test_a_rule_of_your_own_takes_three_lines():
     torch.testing.assert_close(found.importance, torch.ones(3, 3).double())
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
+def test_weights_that_are_not_real_numbers_are_refused(dtype):
+    weight = torch.ones(1, 1, 2, 2, dtype=dtype)
+
+    class Net(nn.Module):
+        def forward(self, x):
+            return F.conv2d(x, weight)
+
+    with pytest.raises(UnsupportedOperation, match=f"weights of type {dtype}"):
+        pilcro.closed_form(Net(), 4, channels=1)
+
+
 def test_arguments_by_name():
     class Net(nn.Module):
         def forward(self, x):

