@@ -1,4 +1,4 @@
-"""How rough a landscape is: Laplacian, pyramid, curvature. Chapter 7 derives all of it.
+"""How rough a landscape is: Laplacian, pyramid, curvature.
 
 The three forms are our own definitions; the exact form used in arXiv 2001.09696 was not available
 to us.
@@ -90,7 +90,7 @@ def curvature(importance: Map, *, form: str = "log", levels: int = 3) -> Tensor:
     Raises:
         TypeError, ValueError: not a map, an unknown form, or a map too small for ``levels``.
 
-    Source: our definition; chapter 7 compares the three forms.
+    Source: our definition.
 
     >>> ramp = torch.arange(1.0, 9.0).expand(8, 8)
     >>> curvature(torch.ones(8, 8)).item(), bool(curvature(ramp) > 0)

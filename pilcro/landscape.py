@@ -185,11 +185,14 @@ def closed_form(
         weights: ``"expected"`` takes one E[W^2] for each layer, the architecture itself;
             ``"drawn"`` takes W^2 of this very network.
 
+    Returns:
+        A landscape without ``standard_error``, with ``exact`` or the ``reasons`` why not.
+
     Raises:
         TypeError, ValueError: bad arguments, or an image that the model cannot take.
         UnsupportedOperation: names the operation for which there is no rule, and the module.
 
-    Source: chapter 2 (counting paths) and chapter 4 (second moments).
+    Source: ours; chapter 2 derives it for convolutions, fully connected layers and ReLUs.
 
     >>> net = nn.Conv2d(1, 1, 3, padding=1)
     >>> landscape = closed_form(net, 5, channels=1)
@@ -234,10 +237,13 @@ def monte_carlo(
         generator: fixes networks, images and projections; None stands for seed 0.
         device: where to compute; None is where the networks are built.
 
+    Returns:
+        A landscape with ``standard_error``.
+
     Raises:
         TypeError, ValueError: bad arguments, or an image that the model cannot take.
 
-    Source: chapter 1.
+    Source: our definition, chapter 1.
 
     >>> sampled = monte_carlo(lambda: nn.Conv2d(1, 8, 3), 5, channels=1, networks=4)
     >>> sampled.importance.shape, bool((sampled.standard_error > 0).all())
@@ -292,7 +298,7 @@ def on_data(
         TypeError, ValueError: not a model, not a batch of finite images, images on another
             device than the model, a model that returns something else than one tensor per image.
 
-    Source: chapter 1.
+    Source: our definition, chapter 1.
 
     >>> images = torch.rand(3, 1, 5, 5, generator=torch.Generator().manual_seed(0))
     >>> on_data(nn.Conv2d(1, 1, 1, bias=False), images).coverage > 0.1
