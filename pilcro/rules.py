@@ -4,14 +4,18 @@ A rule takes what the torch function takes, with a :class:`SecondMoment` in plac
 depends on the image. Chapter 2 derives those for convolutions and padding.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pilcro.quadrature import expected_squares
 from pilcro.second_moments import (
     SecondMoment,
+    identity,
     joint_flips,
     moments_among,
     second_moment_rule,
@@ -61,6 +65,9 @@ def through_linear(x, weight, bias=None):
     return x.weighted(out if x.ndim == 2 else out.expand(shape), shape, weight)
 
 
+NOT_CENTRED = "normalisation: its input does not have mean zero, so its variance is overestimated"
+
+
 @second_moment_rule(F.batch_norm)
 def through_batch_norm(
     x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
@@ -83,11 +90,25 @@ def through_batch_norm(
         return x.with_moments(scaled, symmetric=not shifts)
     x.run.approximate("batch norm in train mode: batch statistics are taken as constants")
     if not x.flips:
-        x.run.approximate("batch norm: its input does not have mean zero, variance overestimated")
+        x.run.approximate(NOT_CENTRED)
     variance = x.moments.detach().mean(dim=[0, *range(2, x.ndim)], keepdim=True)
     normal = x.moments / (variance + eps)
     normal = normal if weight is None else normal * per_channel(gain)
     return x.with_moments(normal, symmetric=bias is None or not bias.any())
+
+
+@second_moment_rule(F.layer_norm)
+def through_layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
+    """gamma^2 / variance, the variance that of the forward pass over the normalised dimensions."""
+    x.run.approximate("layer norm: its statistics are taken as constants")
+    if not x.flips:
+        x.run.approximate(NOT_CENTRED)
+    moments = x.full()
+    variance = moments.detach().mean([-1 - i for i in range(len(normalized_shape))], keepdim=True)
+    normal = moments / (variance + eps)
+    normal = normal if weight is None else normal * weight.square()
+    flips = x.flips if bias is None or not bias.any() else ()
+    return SecondMoment(normal, x.shape, x.run, x.sources, flips)
 
 
 # --- activations and dropout -----------------------------------------------------------------
@@ -107,6 +128,34 @@ def through_relu(x, inplace=False):
 @second_moment_rule(torch.relu_, torch.Tensor.relu_)
 def through_relu_(x):
     return through_relu(x, inplace=True)
+
+
+def through_activation(function: Callable, x: SecondMoment, *args, inplace=False, **kwargs):
+    """E[f(z)^2] goes on, E[f'(z)^2] comes back, for z ~ N(0, q)."""
+    x.run.approximate(f"{function.__name__}: its input is taken to be normal with mean zero")
+    q = x.moments.detach()
+    value, slope = expected_squares(lambda z: function(z, *args, **kwargs), q)
+    new = x.with_moments(value + slope * (x.moments - q), symmetric=False)
+    return x.overwrite(new) if inplace else new
+
+
+for activation in (
+    F.elu,
+    F.gelu,
+    F.hardsigmoid,
+    F.hardswish,
+    F.hardtanh,
+    F.leaky_relu,
+    F.mish,
+    F.relu6,
+    F.silu,
+    F.softplus,
+    torch.sigmoid,
+    torch.Tensor.sigmoid,
+    torch.tanh,
+    torch.Tensor.tanh,
+):
+    second_moment_rule(activation)(partial(through_activation, activation))
 
 
 @second_moment_rule(F.dropout)
@@ -175,6 +224,20 @@ def through_adaptive_avg_pool(x, output_size):
     return x.with_moments(out / pixels)
 
 
+@second_moment_rule(torch.mean, torch.Tensor.mean)
+def through_mean(x, dim=None, keepdim=False, *, dtype=None):
+    """Coefficients squared: the mean, divided once more by the number of entries."""
+    dims = range(x.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
+    dims = [d % x.ndim for d in dims]
+    entries = math.prod(x.shape[d] for d in dims)
+    if entries > 1:
+        x.run.approximate(CORRELATED)
+    if 1 in dims:
+        out = x.full().mean(dims, keepdim) / entries
+        return SecondMoment(out, out.shape, x.run, x.sources, x.flips)
+    return x.with_moments(x.moments.mean(dims, keepdim) / entries)
+
+
 @second_moment_rule(F.adaptive_max_pool2d)
 def through_adaptive_max_pool(x, output_size, return_indices=False):
     """Each pixel of a window is the largest equally often."""
@@ -234,21 +297,39 @@ def through_pad(x, pad, mode="constant", value=None):
     return x.with_moments(out, channels=channels, symmetric=not value)
 
 
-@second_moment_rule(torch.flatten, torch.Tensor.flatten)
-def through_flatten(x, start_dim=0, end_dim=-1):
-    return moved(x, x.full().flatten(start_dim, end_dim))
-
-
-@second_moment_rule(torch.Tensor.view, torch.Tensor.reshape, torch.reshape)
-def through_reshape(x, *shape):
-    return moved(x, x.full().reshape(*shape))
-
-
 def moved(x: SecondMoment, moments: Tensor) -> SecondMoment:
     """Entries change place, nothing else."""
     new = SecondMoment(moments, moments.shape, x.run, x.sources, x.flips)
     new.is_view = True
     return new
+
+
+def through_move(function: Callable, x: SecondMoment, *args, **kwargs):
+    """The same move of the moments; some moves give several parts."""
+    out = function(x.full(), *args, **kwargs)
+    return moved(x, out) if isinstance(out, Tensor) else tuple(moved(x, part) for part in out)
+
+
+for name in (
+    "chunk",
+    "expand",
+    "flatten",
+    "flip",
+    "permute",
+    "reshape",
+    "roll",
+    "split",
+    "squeeze",
+    "transpose",
+    "unbind",
+    "unsqueeze",
+    "__getitem__",
+):
+    method = getattr(torch.Tensor, name)
+    functions = {method, getattr(torch, name, method)}
+    second_moment_rule(*functions)(partial(through_move, method))
+# a view may need a copy where equal channels are stored once
+second_moment_rule(torch.Tensor.view)(partial(through_move, torch.Tensor.reshape))
 
 
 @second_moment_rule(
@@ -282,11 +363,62 @@ def through_add(x, other, *, alpha=1):
     return SecondMoment(out, shape, x.run, sources, joint_flips([x, other]))
 
 
+@second_moment_rule(
+    torch.sub,
+    torch.Tensor.sub,
+    torch.Tensor.__sub__,
+    torch.Tensor.__rsub__,
+    joins=True,
+)
+def through_sub(x, other, *, alpha=1):
+    return through_add(x, other, alpha=-alpha)
+
+
 @second_moment_rule(torch.Tensor.add_, torch.Tensor.__iadd__, joins=True)
 def through_add_(x, other, *, alpha=1):
     if not isinstance(x, SecondMoment):
         raise unsupported(torch.Tensor.add_, (x, other), {}, "of a constant")
     return x.overwrite(through_add(x, other, alpha=alpha))
+
+
+@second_moment_rule(
+    torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__, joins=True
+)
+def through_mul(x, other):
+    """A constant factor is squared; second moments of independent factors multiply (a gate)."""
+    if not isinstance(x, SecondMoment):
+        x, other = other, x
+    if isinstance(other, SecondMoment):
+        return through_product(x, other)
+    factor = torch.as_tensor(other).detach().to(x.moments).square()
+    if factor.numel() == 1:
+        return x.with_moments(x.moments * factor)
+    if identity(other) not in x.run.parameters:
+        x.run.approximate("product with a tensor that is not a parameter: taken as it is")
+    out = x.full() * factor
+    return SecondMoment(out, out.shape, x.run, x.sources, x.flips)
+
+
+def through_product(x: SecondMoment, gate: SecondMoment) -> SecondMoment:
+    """Both factors carry gradients: the product rule is autograd's."""
+    x.run.approximate("product: its factors are taken to be independent")
+    shape = torch.broadcast_shapes(x.shape, gate.shape)
+    flips = next(
+        (one.flips for one, two in ((x, gate), (gate, x)) if not one.flips & two.sources), ()
+    )
+    return SecondMoment(x.moments * gate.moments, shape, x.run, x.sources | gate.sources, flips)
+
+
+@second_moment_rule(torch.Tensor.mul_, torch.Tensor.__imul__, joins=True)
+def through_mul_(x, other):
+    if not isinstance(x, SecondMoment):
+        raise unsupported(torch.Tensor.mul_, (x, other), {}, "of a constant")
+    return x.overwrite(through_mul(x, other))
+
+
+@second_moment_rule(torch.div, torch.Tensor.div, torch.Tensor.__truediv__)
+def through_div(x, other):
+    return through_mul(x, 1 / other)
 
 
 @second_moment_rule(torch.cat, torch.concat, torch.concatenate, joins=True)
