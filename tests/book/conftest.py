@@ -10,7 +10,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book" / "_scripts"))
 
-from colab import chapter_number, documents  # noqa: E402
+from myst import chapter_number, documents  # noqa: E402
 
 
 def toc() -> list[str]:

@@ -11,8 +11,8 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from colab import directive, parse, walk
 from markdown_it.token import Token
+from myst import directive, parse, walk
 from nbformat import NotebookNode
 
 EXERCISE_BOXES = {"exercise", "exercise-start", "solution", "solution-start", "hint"}

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from colab import INLINE, Book, source, walk
+from myst import INLINE, Book, source, walk
 
 REFERENCES = {"ref", "numref", "eq", "prf:ref"}
 

@@ -3,7 +3,7 @@
 import built
 import pytest
 import yaml
-from colab import ROOT, documents
+from myst import ROOT, documents
 from sphinx.search.en import SearchEnglish
 
 TOC = documents(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8")))

@@ -7,7 +7,8 @@ import colab
 import nbformat
 import pytest
 import sample
-from colab import ROOT, Book, derive, labelled, read_book
+from colab import derive
+from myst import ROOT, Book, Target, labelled, read_book
 from pybtex.database import parse_string
 
 RAW = re.compile(
@@ -99,10 +100,10 @@ def test_numbers_are_those_of_the_pages(chapter_path, book, html):
 def rewrite():
     book = Book("https://github.com/me/it", parse_string(BIB, "bibtex"))
     book.targets = labelled("book/01_first", sample.chapter().cells)
-    book.targets["far"] = colab.Target("book/02_second", "Figure 2.1", "2.1")
-    book.targets["eq_far"] = colab.Target("book/02_second", "(2.4)", "2.4")
-    book.targets["book/02_second"] = colab.Target("book/02_second", "The second", "")
-    book.targets["book/notation"] = colab.Target("book/notation", "Notation", "")
+    book.targets["far"] = Target("book/02_second", "Figure 2.1", "2.1")
+    book.targets["eq_far"] = Target("book/02_second", "(2.4)", "2.4")
+    book.targets["book/02_second"] = Target("book/02_second", "The second", "")
+    book.targets["book/notation"] = Target("book/notation", "Notation", "")
     return colab.Rewriter(book, "book/01_first").rewrite
 
 

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 import sample
 import yaml
-from colab import ROOT, documents, labelled, read_book
+from myst import ROOT, documents, labelled, read_book
 
 TOC = documents(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8")))
 

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 import storage
 import store
-from colab import ROOT
+from myst import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 MARK = "# NBVAL_CHECK_OUTPUT\n"
