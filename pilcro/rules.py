@@ -65,14 +65,15 @@ def through_linear(x, weight, bias=None):
     return x.weighted(out if x.ndim == 2 else out.expand(shape), shape, weight)
 
 
-NOT_CENTRED = "normalisation: its input does not have mean zero, so its variance is overestimated"
+CONSTANT = "statistics are taken as constants, the variance as the mean square"
 
 
 @second_moment_rule(F.batch_norm)
 def through_batch_norm(
     x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
 ):
-    """gamma^2 / variance per channel; in train mode the variance is that of the forward pass."""
+    """gamma^2 / variance per channel; in train mode the variance is that of the forward pass, and
+    the square of a channel's mean, which the batch shares, is not taken out of it."""
     known = weight if weight is not None else running_var
     if known is not None and known.shape[0] != x.shape[1]:
         raise RuntimeError(f"expected {known.shape[0]} channels, got {x.shape[1]}")
@@ -88,9 +89,7 @@ def through_batch_norm(
         shifts = [shift for shift in (running_mean, bias) if shift is not None and shift.any()]
         scaled = x.moments * per_channel(gain / (running_var + eps))
         return x.with_moments(scaled, symmetric=not shifts)
-    x.run.approximate("batch norm in train mode: batch statistics are taken as constants")
-    if not x.flips:
-        x.run.approximate(NOT_CENTRED)
+    x.run.approximate(f"batch norm in train mode: batch {CONSTANT}")
     variance = x.moments.detach().mean(dim=[0, *range(2, x.ndim)], keepdim=True)
     normal = x.moments / (variance + eps)
     normal = normal if weight is None else normal * per_channel(gain)
@@ -100,9 +99,7 @@ def through_batch_norm(
 @second_moment_rule(F.layer_norm)
 def through_layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
     """gamma^2 / variance, the variance that of the forward pass over the normalised dimensions."""
-    x.run.approximate("layer norm: its statistics are taken as constants")
-    if not x.flips:
-        x.run.approximate(NOT_CENTRED)
+    x.run.approximate(f"layer norm: its {CONSTANT}")
     moments = x.full()
     variance = moments.detach().mean([-1 - i for i in range(len(normalized_shape))], keepdim=True)
     normal = moments / (variance + eps)
