@@ -58,10 +58,12 @@ def rounded(values: Tensor) -> object:
 def side_by_side(expected: Tensor, got: Tensor) -> None:
     import matplotlib.pyplot as plt
 
+    from pilcro.plot import COLOURS
+
     figure, axes = plt.subplots(1, 2, figsize=(6, 2.6), layout="constrained")
     low, high = float(expected.min()), float(expected.max())
     for ax, title, values in zip(axes, ("expected", "got"), (expected, got), strict=True):
-        image = ax.imshow(values.numpy(), cmap="cividis", vmin=min(low, 0), vmax=high)
+        image = ax.imshow(values.numpy(), cmap=COLOURS, vmin=min(low, 0), vmax=high)
         ax.set(title=title, xlabel="column (pixels)", ylabel="row (pixels)")
     figure.colorbar(image, ax=axes, label="importance")
     plt.show()

@@ -18,6 +18,7 @@ from pilcro.second_moments import (
     identity,
     joint_flips,
     moments_among,
+    own_flips,
     second_moment_rule,
     unsupported,
 )
@@ -352,8 +353,7 @@ def through_add(x, other, *, alpha=1):
     shape = torch.broadcast_shapes(x.shape, other.shape)
     if x is other:  # the same tensor twice is a scaling, not two branches
         return SecondMoment(x.moments * (1 + alpha) ** 2, shape, x.run, x.sources, x.flips)
-    apart = any(one.flips and not one.flips & two.sources for one, two in ((x, other), (other, x)))
-    if not apart:
+    if not own_flips(x, other):
         x.run.approximate("addition: branches share their last weights, squares do not just add up")
     out = x.moments + alpha**2 * other.moments
     sources = x.sources | other.sources
@@ -400,10 +400,8 @@ def through_product(x: SecondMoment, gate: SecondMoment) -> SecondMoment:
     """Both factors carry gradients: the product rule is autograd's."""
     x.run.approximate("product: its factors are taken to be independent")
     shape = torch.broadcast_shapes(x.shape, gate.shape)
-    flips = next(
-        (one.flips for one, two in ((x, gate), (gate, x)) if not one.flips & two.sources), ()
-    )
-    return SecondMoment(x.moments * gate.moments, shape, x.run, x.sources | gate.sources, flips)
+    sources = x.sources | gate.sources
+    return SecondMoment(x.moments * gate.moments, shape, x.run, sources, own_flips(x, gate))
 
 
 @second_moment_rule(torch.Tensor.mul_, torch.Tensor.__imul__, joins=True)

@@ -94,6 +94,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.parameters = {identity(parameter) for parameter in self.model.parameters()}
+        self.names = {id(module): name for name, module in self.model.named_modules()}
 
     def squared(self, weight: Tensor) -> Tensor:
         """W^2 of this very weight, or its mean over the layer: the sample estimate of E[W^2]."""
@@ -115,10 +116,9 @@ class Run:
 
     def where(self) -> str:
         """Path of the innermost module whose ``forward`` is running: no hooks, just the stack."""
-        names = {id(module): name for name, module in self.model.named_modules()}
         frame = sys._getframe(1)
         while frame is not None:
-            name = names.get(id(frame.f_locals.get("self")))
+            name = self.names.get(id(frame.f_locals.get("self")))
             if name is not None:
                 return name or type(self.model).__name__
             frame = frame.f_back
@@ -252,6 +252,14 @@ def joint_flips(parts: Sequence[SecondMoment]) -> frozenset:
     together = frozenset().union(*(part.flips for part in parts))
     clean = all(part.flips and part.sources & together <= part.flips for part in parts)
     return together if clean else frozenset()
+
+
+def own_flips(x: SecondMoment, y: SecondMoment) -> frozenset:
+    """What changes the sign of one of the two and nothing of the other, if anything does."""
+    for one, two in ((x, y), (y, x)):
+        if one.flips and not one.flips & two.sources:
+            return one.flips
+    return frozenset()
 
 
 def propagate(

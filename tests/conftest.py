@@ -1,7 +1,5 @@
 """The tests check shapes at run time: jaxtyping with beartype, on every function of pilcro."""
 
-import contextlib
-
 import jaxtyping
 import matplotlib
 import pytest
@@ -16,20 +14,12 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
-@contextlib.contextmanager
-def _unchecked():
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
-
-
 @pytest.fixture
 def as_a_user():
     """Without the tests' shape checks: a user meets pilcro's own messages."""
-    with _unchecked():
-        yield
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

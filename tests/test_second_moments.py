@@ -459,6 +459,19 @@ def test_what_a_rule_takes_for_granted_is_named(change, reason):
     assert any(reason in text for text in pilcro.closed_form(Net(), 4, channels=1).reasons)
 
 
+@pytest.mark.parametrize("swap", [True, False])
+def test_a_product_has_the_symmetry_of_either_factor(swap):
+    """relu(a) b changes its sign with the weights of b: a ReLU behind it is open half the time."""
+
+    def join(x, a, b, c, d):
+        factors = [F.relu(a(x)), b(x)]
+        return F.relu(factors[swap] * factors[not swap])
+
+    reasons = pilcro.closed_form(Branches(join), 4, channels=2).reasons
+    assert len(reasons) == 1
+    assert "product" in reasons[0]
+
+
 # --- weights that are not fresh parameters ---------------------------------------------------
 
 

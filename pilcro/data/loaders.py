@@ -24,11 +24,7 @@ def fashion_mnist_subset(train: bool = True) -> tuple[Tensor, Tensor]:
     (torch.Size([1000, 1, 28, 28]), [100])
     """
     part = "train" if train else "test"
-    folder = shipped_folder() / "fashion-mnist-subset"
-    return _as_tensors(
-        read_idx(folder / f"{part}-images-idx3-ubyte.gz")[:, None],
-        read_idx(folder / f"{part}-labels-idx1-ubyte.gz"),
-    )
+    return _read_idx_pair(shipped_folder() / "fashion-mnist-subset", part, ".gz")
 
 
 def fashion_mnist(
@@ -44,11 +40,7 @@ def fashion_mnist(
     torch.Size([10000, 1, 28, 28])
     """
     path = _fetched("fashion_mnist", folder)
-    part = "train" if train else "t10k"
-    return _as_tensors(
-        read_idx(path / f"{part}-images-idx3-ubyte")[:, None],
-        read_idx(path / f"{part}-labels-idx1-ubyte"),
-    )
+    return _read_idx_pair(path, "train" if train else "t10k")
 
 
 def cifar10(train: bool = True, folder: str | os.PathLike | None = None) -> tuple[Tensor, Tensor]:
@@ -109,6 +101,14 @@ def read_cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if rows[:, 0].max() > 9:
         raise ValueError(f"{path} holds the label {rows[:, 0].max()}, expected 0 to 9")
     return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0]
+
+
+def _read_idx_pair(folder: Path, part: str, ending: str = "") -> tuple[Tensor, Tensor]:
+    """The images and the labels of one part, in the names that Fashion-MNIST gives them."""
+    return _as_tensors(
+        read_idx(folder / f"{part}-images-idx3-ubyte{ending}")[:, None],
+        read_idx(folder / f"{part}-labels-idx1-ubyte{ending}"),
+    )
 
 
 def _fetched(name: str, folder: str | os.PathLike | None) -> Path:
