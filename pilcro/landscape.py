@@ -170,6 +170,7 @@ def closed_form(
     *,
     channels: int = 3,
     weights: Literal["expected", "drawn"] = "expected",
+    unit: tuple[int, int] | None = None,
 ) -> Landscape:
     """The landscape of an architecture at initialisation, without sampling.
 
@@ -184,6 +185,8 @@ def closed_form(
         channels: of the image.
         weights: ``"expected"`` takes one E[W^2] for each layer, the architecture itself;
             ``"drawn"`` takes W^2 of this very network.
+        unit: (row, column) of one output position, for a model that returns a map; its landscape
+            is the unit's effective receptive field. None takes all outputs.
 
     Returns:
         A landscape without ``standard_error``, with ``exact`` or the ``reasons`` why not.
@@ -204,9 +207,11 @@ def closed_form(
     positive_int("channels", channels)
     if weights not in ("expected", "drawn"):
         raise ValueError(f'weights must be "expected" or "drawn", got {weights!r}')
+    if unit is not None:
+        unit = as_position(unit)
 
     def work(model: nn.Module) -> tuple[Map, tuple[str, ...]]:
-        return propagate(model, size, channels, expected=weights == "expected")
+        return propagate(model, size, channels, expected=weights == "expected", unit=unit)
 
     with computing(model, (1, channels, *size), as_generator(None)):
         importance, reasons = with_untouched(model, work)
@@ -417,6 +422,13 @@ def as_size(image_size: object) -> tuple[int, int]:
     else:
         height = width = image_size
     return positive_int("image_size", height), positive_int("image_size", width)
+
+
+def as_position(unit: object) -> tuple[int, int]:
+    """(row, column), checked."""
+    if not isinstance(unit, tuple | list) or [type(place) for place in unit] != [int, int]:
+        raise TypeError(f"unit must be a pair of ints (row, column), got {unit!r}")
+    return unit[0], unit[1]
 
 
 def batches(images: object) -> Iterable[Tensor]:

@@ -262,10 +262,29 @@ def own_flips(x: SecondMoment, y: SecondMoment) -> frozenset:
     return frozenset()
 
 
+def at_unit(output: SecondMoment, unit: tuple[int, int]) -> Tensor:
+    """Second moments of all channels at one position of the output."""
+    if output.ndim != 4:
+        raise ValueError(
+            "unit needs a model that returns (batch, channels, height, width), got shape "
+            f"{tuple(output.shape)}"
+        )
+    rows, columns = output.shape[2:]
+    if not (0 <= unit[0] < rows and 0 <= unit[1] < columns):
+        raise ValueError(f"unit must lie within the ({rows}, {columns}) output, got {unit}")
+    return output.full()[..., unit[0], unit[1]]
+
+
 def propagate(
-    model: nn.Module, image_size: tuple[int, int], channels: int, *, expected: bool
+    model: nn.Module,
+    image_size: tuple[int, int],
+    channels: int,
+    *,
+    expected: bool,
+    unit: tuple[int, int] | None = None,
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """Run ``model`` on the second moments of white noise, and go back once.
+    """Run ``model`` on the second moments of white noise, and go back once, from one output
+    position if ``unit`` names it.
 
     Returns:
         importance: (height, width), and the reasons why rules were approximate, if they were.
@@ -284,6 +303,7 @@ def propagate(
     output = model(SecondMoment(image, shape, run, {"image"}, {"image"}))
     if not isinstance(one_tensor(output), SecondMoment):
         raise ValueError("the model's output does not depend on the image")
-    mean = carrying_gradient(output.moments).mean()
+    moments = output.moments if unit is None else at_unit(output, unit)
+    mean = carrying_gradient(moments).mean()
     (gradient,) = torch.autograd.grad(mean, image, materialize_grads=True)
     return gradient[0].sum(0), tuple(dict.fromkeys(run.reasons))
