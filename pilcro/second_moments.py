@@ -12,12 +12,15 @@ operation without a rule raises :class:`UnsupportedOperation`.
 """
 
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pilcro.untouched import carrying_gradient, one_tensor, placement
 
@@ -26,6 +29,7 @@ class UnsupportedOperation(NotImplementedError):
     """The model calls an operation for which there is no second-moment rule."""
 
 
+Thunk = Callable[[], Tensor]  # made when it is asked for
 RULES: dict[Callable, Callable] = {}
 JOINS: set[Callable] = set()  # the functions that take several tensors that depend on the image
 
@@ -44,7 +48,16 @@ QUESTIONS = {
     torch.numel,
     *(
         getattr(torch.Tensor, name).__get__
-        for name in ("shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad")
+        for name in (
+            "shape",
+            "ndim",
+            "dtype",
+            "device",
+            "layout",
+            "is_cuda",
+            "requires_grad",
+            "is_nested",
+        )
     ),
 }
 
@@ -63,7 +76,7 @@ def second_moment_rule(*functions: Callable, joins: bool = False) -> Callable[[C
     ...     return torch.overrides.handle_torch_function(double, (x,), x)
     >>> @second_moment_rule(double)
     ... def through_double(x):
-    ...     return x.with_moments(4 * x.moments)
+    ...     return x.through(lambda moments: 4 * moments)
     >>> RULES.pop(double) is through_double
     True
     """
@@ -89,11 +102,13 @@ class Run:
 
     model: nn.Module
     expected: bool
+    differentiable: bool = False  # with respect to the weights as well
     reasons: list[str] = field(default_factory=list)
     used: set[tuple] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.parameters = {identity(parameter) for parameter in self.model.parameters()}
+        self.storages = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
         self.names = {id(module): name for name, module in self.model.named_modules()}
 
     def squared(self, weight: Tensor) -> Tensor:
@@ -109,10 +124,33 @@ class Run:
         elif key in self.used:
             self.approximate("weights used more than once: they are not independent of themselves")
         self.used.add(key)
-        if self.expected:
-            norm = torch.linalg.vector_norm(weight, dtype=at_least_single(weight.dtype))
-            return (norm.double().square() / weight.numel()).expand(weight.shape)
-        return weight.to(at_least_single(weight.dtype)).square()
+        if not self.expected:
+            return weight.to(at_least_single(weight.dtype)).square()
+        rows = weight.flatten(1) if weight.ndim > 1 else weight  # long sums in float32 lose digits
+        norms = torch.linalg.vector_norm(rows, dim=-1, dtype=at_least_single(weight.dtype))
+        return (norms.double().square().sum() / weight.numel()).expand(weight.shape)
+
+    def spread(self, vector: Tensor, trailing: int = 0) -> Tensor:
+        """Numbers of channels or features, with ``trailing`` dimensions of size 1 behind them; with
+        expected weights one number for the layer, their mean."""
+        vector = vector.to(at_least_single(vector.dtype))
+        return (
+            vector.double().mean()
+            if self.expected
+            else vector.reshape(*vector.shape, *[1] * trailing)
+        )
+
+    def holds(self, tensor: Tensor) -> bool:
+        """A parameter of the model, or a view of one."""
+        return tensor.untyped_storage().data_ptr() in self.storages
+
+    def constant(self, value: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """First and second moments of what does not depend on the image: itself and its square; for
+        a parameter their means, with expected weights."""
+        first = value.detach().to(like)
+        if self.expected and self.holds(value):
+            return first.mean(), first.square().mean()
+        return first, first.square()
 
     def where(self) -> str:
         """Path of the innermost module whose ``forward`` is running: no hooks, just the stack."""
@@ -137,9 +175,15 @@ def at_least_single(dtype: torch.dtype) -> torch.dtype:
 class SecondMoment(torch.Tensor):
     """Stands in for a tensor of the forward pass and holds the second moments of its entries.
 
-    ``moments`` broadcasts to ``shape``. Where dimension 1 has size 1 in ``moments``, its entries
+    ``moments`` broadcasts to ``shape``. Where a dimension has size 1 in ``moments``, its entries
     (channels, features) are exchangeable and so have equal second moments: with expected weights
     all channels of a layer do, and the cost of a rule does not depend on the width of the network.
+    The gradient of ``moments`` with respect to those of the image is the closed form.
+
+    Some rules look at three more things, which are made when somebody asks: ``second()``, the value
+    of ``moments`` as a constant; ``shared()``, the moment E[z z'] that two independent images have
+    in common, which is the square of a mean over images; and ``average()``, the mean over images
+    and weights. All broadcast to ``shape``.
 
     Two sets keep track of what may be averaged separately. ``sources`` are the random things (the
     image, weights) that the entries depend on at all. ``flips`` are such that changing the sign of
@@ -152,6 +196,9 @@ class SecondMoment(torch.Tensor):
     run: Run
     sources: frozenset
     flips: frozenset
+    second: Thunk
+    shared: Thunk
+    average: Thunk
     is_view = False
 
     @staticmethod
@@ -162,12 +209,20 @@ class SecondMoment(torch.Tensor):
         run: Run,
         sources: Iterable,
         flips: Iterable,
+        *,
+        second: Thunk,
+        shared: Thunk,
+        average: Thunk | None = None,
     ) -> "SecondMoment":
         new = torch.Tensor._make_wrapper_subclass(
             cls, tuple(shape), dtype=moments.dtype, device=moments.device
         )
         new.moments, new.run = moments, run
         new.sources, new.flips = frozenset(sources), frozenset(flips)
+        # Unless weights want a gradient too, the path and the value are one computation.
+        new.second = cache(second) if run.differentiable else moments.detach
+        new.shared = cache(shared)
+        new.average = cache(average or (lambda: moments.new_zeros(())))
         return new
 
     def __repr__(self) -> str:
@@ -177,29 +232,65 @@ class SecondMoment(torch.Tensor):
         """``moments`` with every entry written out (a view, where that is possible)."""
         return self.moments.expand(self.shape)
 
-    def with_moments(
-        self, moments: Tensor, *, channels: int | None = None, symmetric: bool = True
+    def through(
+        self,
+        function: Callable[[Tensor], Tensor],
+        shape: Sequence[int | None] | None = None,
+        *,
+        shared: Thunk | None = None,
+        average: Thunk | None = None,
+        symmetric: bool = True,
     ) -> "SecondMoment":
-        """Same channels (or ``channels`` of them), new moments: how most rules end.
+        """Behind an operation that acts on second moments by a linear ``function``: how most rules
+        end.
 
-        ``symmetric=False`` says that a change of sign of the input is none of the output.
+        Args:
+            function: takes second moments, gives those of the result.
+            shape: of the result; None keeps it, and a None in it is read off the result.
+            shared: the shared moments of the result, if ``function`` does not give them.
+            average: the mean of the result; None stands for zero.
+            symmetric: False says that a change of sign of the input is none of the output.
         """
-        shape = list(moments.shape)
-        if len(shape) > 1:
-            shape[1] = channels or self.shape[1]
-        flips = self.flips if symmetric else ()
-        return SecondMoment(moments, shape, self.run, self.sources, flips)
+        second, before = self.second, self.shared  # in-place operations may change them later
+        moments = function(self.moments)
+        if shape is not None:
+            sizes = zip(shape, moments.shape, strict=True)
+            shape = [there if given is None else given for given, there in sizes]
+        return SecondMoment(
+            moments,
+            self.shape if shape is None else shape,
+            self.run,
+            self.sources,
+            self.flips if symmetric else (),
+            second=lambda: function(second()),
+            shared=shared or (lambda: function(before())),
+            average=average,
+        )
 
-    def weighted(self, moments: Tensor, shape: Sequence[int], weight: Tensor) -> "SecondMoment":
-        """Behind a layer: a change of sign of its weights (and biases) changes every sign."""
+    def weighted(
+        self,
+        function: Callable[[Tensor], Tensor],
+        shape: Sequence[int | None],
+        weight: Tensor,
+        bias: Tensor | None,
+        trailing: int = 0,
+    ) -> "SecondMoment":
+        """Behind a layer: a change of sign of its weights and biases changes every sign.
+
+        ``trailing`` dimensions stand behind that of the biases.
+        """
+        shift = 0 if bias is None else self.run.spread(bias.square(), trailing)
+        new = self.through(lambda moments: function(moments) + shift, shape)
         key = identity(weight)
-        return SecondMoment(moments, shape, self.run, self.sources | {key}, {key})
+        new.sources, new.flips = self.sources | {key}, frozenset({key})
+        return new
 
     def overwrite(self, new: "SecondMoment") -> "SecondMoment":
         """In-place operations: whoever else holds this tensor sees the new moments."""
         if self.is_view:
             self.run.approximate("in-place change of a view: what it is a view of stays as it was")
-        self.moments, self.sources, self.flips = new.moments, new.sources, new.flips
+        for name in ("moments", "sources", "flips", "second", "shared", "average"):
+            setattr(self, name, getattr(new, name))
         return self
 
     @classmethod
@@ -262,6 +353,17 @@ def own_flips(x: SecondMoment, y: SecondMoment) -> frozenset:
     return frozenset()
 
 
+class MasksAtTheirSecondMoment(TorchFunctionMode):
+    """Random masks that a forward draws for itself, as stochastic depth does: zeros and ones with
+    probability p of a one have second moment p, so its root stands in for them."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.bernoulli_:
+            mask, p = args[0], args[1] if len(args) > 1 else (kwargs or {}).get("p", 0.5)
+            return mask.fill_(math.sqrt(p))
+        return function(*args, **(kwargs or {}))
+
+
 def at_unit(output: SecondMoment, unit: tuple[int, int]) -> Tensor:
     """Second moments of all channels at one position of the output."""
     if output.ndim != 4:
@@ -275,6 +377,19 @@ def at_unit(output: SecondMoment, unit: tuple[int, int]) -> Tensor:
     return output.full()[..., unit[0], unit[1]]
 
 
+def white_noise(image: Tensor, shape: Sequence[int], run: Run) -> SecondMoment:
+    """An image with these second moments and nothing that images share."""
+    return SecondMoment(
+        image,
+        shape,
+        run,
+        {"image"},
+        {"image"},
+        second=image.detach,
+        shared=lambda: torch.zeros_like(image),
+    )
+
+
 def propagate(
     model: nn.Module,
     image_size: tuple[int, int],
@@ -282,9 +397,10 @@ def propagate(
     *,
     expected: bool,
     unit: tuple[int, int] | None = None,
+    differentiable: bool = False,
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Run ``model`` on the second moments of white noise, and go back once, from one output
-    position if ``unit`` names it.
+    position if ``unit`` names it. If ``differentiable``, the weights get gradients as well.
 
     Returns:
         importance: (height, width), and the reasons why rules were approximate, if they were.
@@ -298,12 +414,15 @@ def propagate(
         device=device,
         requires_grad=True,
     )
-    run = Run(model, expected)
-    shape = (1, channels, *image_size)
-    output = model(SecondMoment(image, shape, run, {"image"}, {"image"}))
+    run = Run(model, expected, differentiable)
+    noise = white_noise(image, (1, channels, *image_size), run)
+    with MasksAtTheirSecondMoment():
+        output = model(noise)
     if not isinstance(one_tensor(output), SecondMoment):
         raise ValueError("the model's output does not depend on the image")
     moments = output.moments if unit is None else at_unit(output, unit)
     mean = carrying_gradient(moments).mean()
-    (gradient,) = torch.autograd.grad(mean, image, materialize_grads=True)
+    (gradient,) = torch.autograd.grad(
+        mean, image, create_graph=differentiable, materialize_grads=True
+    )
     return gradient[0].sum(0), tuple(dict.fromkeys(run.reasons))

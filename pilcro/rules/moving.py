@@ -1,0 +1,273 @@
+"""Entries change place, branches are added, multiplied, joined; nothing else happens to them."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pilcro.second_moments import (
+    SecondMoment,
+    joint_flips,
+    moments_among,
+    own_flips,
+    second_moment_rule,
+    unsupported,
+)
+
+
+@second_moment_rule(F.pad)
+def through_pad(x, pad, mode="constant", value=None):
+    """Padding with a constant adds no dependence; the other modes repeat pixels."""
+    shape, kept, average = list(x.shape), list(x.moments.shape), x.average
+    for i, d in enumerate(reversed(range(x.ndim))):
+        before, after = (*pad, *[0] * 2 * x.ndim)[2 * i : 2 * i + 2]
+        if before or after:
+            shape[d], kept[d] = x.shape[d] + before + after, x.shape[d]
+    if mode != "constant":
+        return x.through(
+            lambda moments: F.pad(moments.expand(kept), pad, mode),
+            shape,
+            average=lambda: F.pad(average().expand(kept), pad, mode),
+        )
+    value = value or 0.0
+    return x.through(
+        lambda moments: F.pad(moments.expand(kept), pad, value=value**2),
+        shape,
+        average=lambda: F.pad(average().expand(kept), pad, value=value),
+        symmetric=not value,
+    )
+
+
+def through_move(function: Callable, x: SecondMoment, *args, **kwargs):
+    """The same move of the moments; some moves give several parts."""
+
+    def move(values: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return function(values.expand(x.shape), *args, **kwargs)
+
+    parts = move(x.moments)
+    if isinstance(parts, Tensor):
+        return moved(x, move, parts.shape)
+    return tuple(
+        moved(x, lambda values, i=i: move(values)[i], part.shape) for i, part in enumerate(parts)
+    )
+
+
+def moved(x: SecondMoment, move: Callable[[Tensor], Tensor], shape: torch.Size) -> SecondMoment:
+    def once(values: Tensor) -> Tensor:
+        return once_each(move(values))
+
+    average = x.average
+    new = x.through(once, tuple(shape), average=lambda: once(average()))
+    new.is_view = True
+    return new
+
+
+def once_each(values: Tensor) -> Tensor:
+    """Keep one of the entries that a move has left to be one number in memory."""
+    for d, (size, stride) in enumerate(zip(values.shape, values.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            values = values.narrow(d, 0, 1)
+    return values
+
+
+for name in (
+    "chunk",
+    "expand",
+    "flatten",
+    "flip",
+    "movedim",
+    "permute",
+    "reshape",
+    "roll",
+    "select",
+    "split",
+    "squeeze",
+    "swapaxes",
+    "transpose",
+    "unbind",
+    "unflatten",
+    "unsqueeze",
+    "__getitem__",
+):
+    method = getattr(torch.Tensor, name)
+    functions = {method, getattr(torch, name, method)}
+    second_moment_rule(*functions)(partial(through_move, method))
+# a view may need a copy where equal channels are stored once
+second_moment_rule(torch.Tensor.view)(partial(through_move, torch.Tensor.reshape))
+
+
+@second_moment_rule(
+    torch.Tensor.contiguous, torch.Tensor.clone, torch.Tensor.to, torch.Tensor.float
+)
+def through_copy(x, *args, **kwargs):
+    """Another layout, type or device, the same moments (which keep theirs)."""
+    return x.through(lambda moments: moments, average=x.average)
+
+
+@second_moment_rule(torch.Tensor.new_zeros)
+def through_new_zeros(x, *size, **kwargs):
+    """Takes nothing from the tensor but its type and device."""
+    return x.moments.new_zeros(*size, **kwargs)
+
+
+@second_moment_rule(
+    torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__, joins=True
+)
+def through_add(x, other, *, alpha=1):
+    """Second moments of branches add up if a change of sign of one is none of the other."""
+    if not isinstance(x, SecondMoment):  # constant + alpha * tensor
+        return through_add(other if alpha == 1 else through_mul(other, alpha), x)
+    if not isinstance(other, SecondMoment):
+        return plus_constant(x, torch.as_tensor(other), alpha)
+    shape = torch.broadcast_shapes(x.shape, other.shape)
+    if x is other:  # the same tensor twice is a scaling, not two branches
+        return through_mul(x, 1 + alpha)
+    if not own_flips(x, other):
+        x.run.approximate("addition: branches share their last weights, squares do not just add up")
+    x2, y2, xs, ys = x.second, other.second, x.shared, other.shared
+    x1, y1 = x.average, other.average
+    # parts that are both positive on average, say, make more than the sum of their squares
+    means = 0.0 if x.flips or other.flips else 2 * alpha * x1() * y1()
+    return SecondMoment(
+        x.moments + alpha**2 * other.moments + means,
+        shape,
+        x.run,
+        x.sources | other.sources,
+        joint_flips([x, other]),
+        second=lambda: x2() + alpha**2 * y2() + means,
+        shared=lambda: xs() + alpha**2 * ys() + means,
+        average=lambda: x1() + alpha * y1(),
+    )
+
+
+def plus_constant(x: SecondMoment, shift: Tensor, alpha: float | int = 1) -> SecondMoment:
+    """A constant shifts the mean, which images share, and leaves the gradient alone."""
+    first, square = x.run.constant(shift, x.moments)
+    before = x.average
+    more = square * alpha**2 + 2 * alpha * first * before()
+    return x.through(
+        lambda moments: moments + more,
+        torch.broadcast_shapes(x.shape, shift.shape),
+        average=lambda: before() + alpha * first,
+        symmetric=not shift.any(),
+    )
+
+
+@second_moment_rule(
+    torch.sub,
+    torch.Tensor.sub,
+    torch.Tensor.__sub__,
+    torch.Tensor.__rsub__,
+    joins=True,
+)
+def through_sub(x, other, *, alpha=1):
+    return through_add(x, other, alpha=-alpha)
+
+
+@second_moment_rule(torch.Tensor.add_, torch.Tensor.__iadd__, joins=True)
+def through_add_(x, other, *, alpha=1):
+    if not isinstance(x, SecondMoment):
+        raise unsupported(torch.Tensor.add_, (x, other), {}, "of a constant")
+    return x.overwrite(through_add(x, other, alpha=alpha))
+
+
+@second_moment_rule(
+    torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__, joins=True
+)
+def through_mul(x, other):
+    """A constant factor is squared; second moments of independent factors multiply (a gate)."""
+    if not isinstance(x, SecondMoment):
+        x, other = other, x
+    if isinstance(other, SecondMoment):
+        return through_product(x, other)
+    factor = torch.as_tensor(other)
+    if factor.numel() > 1 and not x.run.holds(factor):
+        x.run.approximate("product with a tensor that is not a parameter: taken as it is")
+    first, square = x.run.constant(factor, x.moments)
+    shape = torch.broadcast_shapes(x.shape, factor.shape)
+    average = x.average
+    return x.through(lambda moments: moments * square, shape, average=lambda: average() * first)
+
+
+def through_product(x: SecondMoment, gate: SecondMoment) -> SecondMoment:
+    """Both factors carry gradients: the product rule is autograd's."""
+    x.run.approximate("product: its factors are taken to be independent")
+    x2, g2, xs, gs = x.second, gate.second, x.shared, gate.shared
+    x1, g1 = x.average, gate.average
+    return SecondMoment(
+        x.moments * gate.moments,
+        torch.broadcast_shapes(x.shape, gate.shape),
+        x.run,
+        x.sources | gate.sources,
+        own_flips(x, gate),
+        second=lambda: x2() * g2(),
+        shared=lambda: xs() * gs(),
+        average=lambda: x1() * g1(),
+    )
+
+
+@second_moment_rule(torch.Tensor.mul_, torch.Tensor.__imul__, joins=True)
+def through_mul_(x, other):
+    if not isinstance(x, SecondMoment):
+        raise unsupported(torch.Tensor.mul_, (x, other), {}, "of a constant")
+    return x.overwrite(through_mul(x, other))
+
+
+@second_moment_rule(torch.div, torch.Tensor.div, torch.Tensor.__truediv__)
+def through_div(x, other):
+    return through_mul(x, 1 / other)
+
+
+@second_moment_rule(torch.cat, torch.concat, torch.concatenate, joins=True)
+def through_cat(tensors, dim=0):
+    """Side by side."""
+    like = moments_among(tensors)[0]
+    parts = [part if isinstance(part, SecondMoment) else constant(part, like) for part in tensors]
+    dim %= like.ndim
+    # Equal entries stay one, but along the dimension that grows.
+    kept = [
+        d != dim and all(part.moments.shape[d] == 1 for part in parts) for d in range(like.ndim)
+    ]
+
+    def join(values: list[Tensor]) -> Tensor:
+        written = [
+            value.expand([1 if one else size for one, size in zip(kept, part.shape, strict=True)])
+            for value, part in zip(values, parts, strict=True)
+        ]
+        return torch.cat(written, dim)
+
+    seconds, shareds, averages = zip(
+        *((part.second, part.shared, part.average) for part in parts), strict=True
+    )
+    shape = list(like.shape)
+    shape[dim] = sum(part.shape[dim] for part in parts)
+    return SecondMoment(
+        join([part.moments for part in parts]),
+        shape,
+        like.run,
+        frozenset().union(*(part.sources for part in parts)),
+        joint_flips(parts),
+        second=lambda: join([second() for second in seconds]),
+        shared=lambda: join([shared() for shared in shareds]),
+        average=lambda: join([average() for average in averages]),
+    )
+
+
+def constant(value: Tensor, like: SecondMoment) -> SecondMoment:
+    """A tensor that does not depend on the image, a class token say: images share all of it."""
+    first, square = (
+        moment.expand([1] * value.ndim) if moment.ndim == 0 else moment
+        for moment in like.run.constant(value, like.moments)
+    )
+    return SecondMoment(
+        square,
+        value.shape,
+        like.run,
+        (),
+        (),
+        second=lambda: square,
+        shared=lambda: square,
+        average=lambda: first,
+    )

@@ -1,0 +1,75 @@
+"""Batch, layer and vector norms: a known gain, or one over the variance of a forward pass."""
+
+import torch
+import torch.nn.functional as F
+
+from pilcro.rules.layers import total
+from pilcro.second_moments import second_moment_rule, unsupported
+
+CONSTANT = "statistics are taken as constants"
+
+
+@second_moment_rule(F.batch_norm)
+def through_batch_norm(
+    x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+):
+    """gamma^2 / variance per channel; in train mode the mean and the variance over the batch and
+    the positions are those of a large batch, and what the batch shares is taken out."""
+    known = weight if weight is not None else running_var
+    if known is not None and known.shape[0] != x.shape[1]:
+        raise RuntimeError(f"expected {known.shape[0]} channels, got {x.shape[1]}")
+    trailing = x.ndim - 2
+    gain = 1.0 if weight is None else x.run.spread(weight.square(), trailing)
+    if not training:
+        scale = (running_var + eps).rsqrt()
+        scale = scale if weight is None else scale * weight
+        shift = -running_mean * scale if bias is None else bias - running_mean * scale
+        square, offset = (x.run.spread(v.square(), trailing) for v in (scale, shift))
+        first, second = (x.run.spread(v, trailing) for v in (scale, shift))
+        before = x.average
+        return x.through(
+            lambda moments: moments * square + offset,
+            average=lambda: before() * first + second,
+            symmetric=not shift.any(),
+        )
+    x.run.approximate(f"batch norm in train mode: batch {CONSTANT}")
+    over = [0, *range(2, x.ndim)]
+    shared = x.shared()
+    variance = (x.second() - shared).mean(over, keepdim=True).clamp_min(0)
+    gain = gain / (variance + eps)
+    square = torch.zeros_like(gain) if bias is None else x.run.spread(bias.square(), trailing)
+    return x.through(
+        lambda moments: (moments - shared) * gain + square,
+        shared=lambda: square.expand_as(gain),
+        symmetric=bias is None or not bias.any(),
+    )
+
+
+@second_moment_rule(F.layer_norm)
+def through_layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
+    """gamma^2 / variance over the normalised dimensions, in the forward pass; what all features
+    have in common is taken out."""
+    x.run.approximate(f"layer norm: its {CONSTANT}")
+    if tuple(x.shape[-len(normalized_shape) :]) != tuple(normalized_shape):
+        raise RuntimeError(f"expected (..., {normalized_shape}), got {tuple(x.shape)}")
+    over = [-1 - i for i in range(len(normalized_shape))]
+    common = x.average().square()
+    variance = (x.second() - common).mean(over, keepdim=True).clamp_min(0)
+    gain = 1 / (variance + eps)
+    if weight is not None:
+        gain = gain * x.run.spread(weight.square())
+    shift = 0.0 if bias is None else x.run.spread(bias.square())
+    return x.through(
+        lambda moments: (moments - common) * gain + shift,
+        symmetric=bias is None or not bias.any(),
+    )
+
+
+@second_moment_rule(F.normalize)
+def through_normalize(x, p=2.0, dim=1, eps=1e-12, out=None):
+    """Divided by the sum of squares along a dimension."""
+    if p != 2 or out is not None:
+        raise unsupported(F.normalize, (x,), {}, f"with p={p} or out=")
+    x.run.approximate("normalize: the length is taken as constant")
+    length = total(x.second(), dim, x.shape[dim])
+    return x.through(lambda moments: moments / (length + eps**2))
