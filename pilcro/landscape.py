@@ -5,8 +5,9 @@ average, the K outputs of a network depend on pixel p. Chapter 1 builds it up fr
 The definition is ours; that of arXiv 2001.09696 was not available to us.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import pilcro.rules  # noqa: F401 - registers the rules
+from pilcro.covariances import AFFORDABLE
 from pilcro.curvature import curvature, log_landscape, normalise
-from pilcro.second_moments import UnsupportedOperation, propagate
+from pilcro.propagate import propagate
+from pilcro.rules.pooling import CORRELATED
+from pilcro.second_moments import UnsupportedOperation
 from pilcro.shapes import Images, Map
 from pilcro.untouched import (
     as_generator,
@@ -171,13 +174,16 @@ def closed_form(
     channels: int = 3,
     weights: Literal["expected", "drawn"] = "expected",
     unit: tuple[int, int] | None = None,
+    covariances: bool | None = None,
 ) -> Landscape:
     """The landscape of an architecture at initialisation, without sampling.
 
     Second moments of the gradient go backwards through one rule per operation. ``exact`` is true
     when no rule had to approximate; weights and biases are always taken to be independent and
-    symmetric around zero, and images to have no patches of exact zeros. The model is used in the
-    mode it is in (batch norm in train mode normalises by batch statistics) and left as it was.
+    symmetric around zero, and images to have no patches of exact zeros. Where positions are
+    averaged, exact means in the limit of wide layers, the image among them, on white noise, and
+    takes covariances of positions. The model is used in the mode it is in (batch norm in train
+    mode normalises by batch statistics) and left as it was.
 
     Args:
         model: any module built from operations in :mod:`pilcro.rules`.
@@ -187,6 +193,9 @@ def closed_form(
             ``"drawn"`` takes W^2 of this very network.
         unit: (row, column) of one output position, for a model that returns a map; its landscape
             is the unit's effective receptive field. None takes all outputs.
+        covariances: follow all pairs of positions, so that averages of correlated positions are
+            exact; memory grows with the fourth power of the image size. None does it where it
+            helps and the image has at most 38 x 38 pixels. Takes ``weights="expected"``.
 
     Returns:
         A landscape without ``standard_error``, with ``exact`` or the ``reasons`` why not.
@@ -210,8 +219,26 @@ def closed_form(
     if unit is not None:
         unit = as_position(unit)
 
+    expected = weights == "expected"
+    if covariances and not expected:
+        raise ValueError('covariances need weights="expected", got weights="drawn"')
+
+    def diagonal(model: nn.Module) -> tuple[Map, tuple[str, ...]]:
+        return propagate(model, size, channels, expected=expected, unit=unit)
+
+    def pairs(model: nn.Module) -> tuple[Map, tuple[str, ...]]:
+        return propagate(model, size, channels, expected=True, unit=unit, covariances=True)
+
     def work(model: nn.Module) -> tuple[Map, tuple[str, ...]]:
-        return propagate(model, size, channels, expected=weights == "expected", unit=unit)
+        if covariances:
+            return pairs(model)
+        found = diagonal(model)
+        averages = any(CORRELATED in reason for reason in found[1])
+        affordable = expected and math.prod(size) ** 2 <= AFFORDABLE
+        if covariances is None and averages and affordable:
+            with suppress(UnsupportedOperation):
+                return pairs(model)
+        return found
 
     with computing(model, (1, channels, *size), as_generator(None)):
         importance, reasons = with_untouched(model, work)
