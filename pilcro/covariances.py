@@ -27,6 +27,7 @@ from pilcro.second_moments import (
     identity,
     joint_flips,
     own_flips,
+    ratio,
     unsupported,
 )
 
@@ -118,7 +119,7 @@ class Covariance(torch.Tensor):
             self.sources,
             self.flips,
             second=lambda: spread(diagonal(moments.second)),
-            shared=lambda: spread(diagonal(moments.shared)),
+            correlation=lambda: spread(ratio(diagonal(moments.shared), diagonal(moments.second))),
             average=lambda: spread(moments.average),
         )
 
@@ -175,7 +176,8 @@ def on_both(function: Callable[[Tensor], Tensor], pairs: Tensor) -> Tensor:
 @covariance_rule(F.conv2d)
 def through_conv(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """Equal kernel taps pair up: the sum over taps t of the moments at (s o + t, s o' + t)."""
-    if not isinstance(x, Covariance) or (groups > 1 and len(x.widths) > 1):
+    fixed = identity(weight) not in x.run.parameters
+    if fixed or (groups > 1 and len(x.widths) > 1):
         return NotImplemented
     if x.shape[1] != weight.shape[1] * groups:
         raise RuntimeError(f"expected {weight.shape[1] * groups} channels, got {x.shape[1]}")

@@ -11,7 +11,7 @@ Activation = Callable[[Tensor], Tensor]
 
 NODES = 4000  # on 8 standard deviations each way; kinks need many, and an even number avoids 0
 STEP = 0.05  # between the values of q in the table, in log q
-TERMS = 8  # of the Hermite series; what is left of it counts as one more
+TERMS = 4  # of the Hermite series; what is left of it counts as one more
 
 
 def expected_squares(function: Activation, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,80 +29,72 @@ def expected_squares(function: Activation, q: Tensor) -> tuple[Tensor, Tensor]:
     >>> value.tolist(), [round(s, 3) for s in slope.tolist()]
     ([0.5, 2.0], [0.5, 0.5])
     """
-    value, slope = looked_up(lambda grid: squares_on_grid(function, grid), q)
-    return value, slope
+    row = tabulated(function, q)
+    return row(0), row(1)
 
 
-def expected_products(function: Activation, q: Tensor, shared: Tensor) -> Tensor:
-    """E[f(u) f(v)] for normal u, v with mean zero, E[u^2] = E[v^2] = q and E[u v] = shared.
+def expected_products(function: Activation, q: Tensor, rho: Tensor) -> Tensor:
+    """E[f(u) f(v)] for normal u, v with mean zero, E[u^2] = E[v^2] = q and correlation ``rho``.
 
-    In Hermite polynomials it is a power series in the correlation shared / q, with the squared
-    coefficients of f; the last term takes the remainder, so that equal inputs give E[f(u)^2].
+    In Hermite polynomials it is a power series in the correlation with the squared coefficients of
+    f; the last term takes the remainder, so that equal inputs give E[f(u)^2].
 
     Args:
         function: elementwise.
-        q, shared: shapes that broadcast; 0 <= shared <= q.
+        q: any shape.
+        rho: 0 to 1, broadcasts with ``q``.
 
     >>> half = expected_products(torch.relu, torch.tensor(1.0), torch.tensor(0.0))
     >>> round(float(half * 2 * math.pi), 3)  # the square of E[relu(z)]
     1.0
     """
-    coefficients = looked_up(lambda grid: hermite_on_grid(function, grid).square(), q)
-    rho = (shared / q.clamp_min(1e-30)).clamp(0, 1)
-    return sum(square * rho**n for n, square in enumerate(coefficients))
+    return series(tabulated(function, q), rho)
 
 
 def expected_value(function: Activation, q: Tensor) -> Tensor:
     """E[f(z)], as :func:`expected_squares`."""
-    return looked_up(lambda grid: hermite_on_grid(function, grid)[:1], q)[0]
+    return tabulated(function, q)(2)
 
 
-def looked_up(make: Callable[[Tensor], Tensor], q: Tensor) -> tuple[Tensor, ...]:
-    """Every row of a table in log q, interpolated at ``q``."""
-    logs = q.double().clamp_min(1e-30).log()
+def series(row: Callable[[int], Tensor], rho: Tensor) -> Tensor:
+    """The power series of ``expected_products`` from a table's rows."""
+    terms = 1 if not rho.any() else TERMS + 1
+    return sum(row(2 + n).square() * rho.clamp(0, 1) ** n for n in range(terms))
+
+
+def tabulated(function: Activation, q: Tensor) -> Callable[[int], Tensor]:
+    """Rows of a table in log q, interpolated at ``q`` when they are asked for: E[f^2], E[f'^2],
+    then the Hermite coefficients of f, the first of which is E[f]."""
+    logs = q.clamp_min(1e-30).log()
     low, high = float(logs.detach().min()), float(logs.detach().max())
     count = math.ceil((high - low) / STEP) + 1
     grid = torch.linspace(low, high, count, dtype=torch.float64, device=q.device)
-    table = make(grid.exp())
+    table = on_grid(function, grid.exp()).to(q.dtype)
     if count == 1:
-        rows = table.expand(-1, q.numel())
-    else:
-        place = (logs.flatten() - low) / (high - low) * (count - 1)
-        left = place.detach().long().clamp_max(count - 2)
-        rows = torch.lerp(table[:, left], table[:, left + 1], place - left)
-    return tuple(row.reshape(q.shape).to(q.dtype) for row in rows)
+        return lambda n: table[n, 0].expand(q.shape)
+    place = (logs - low) * ((count - 1) / (high - low))
+    left = place.detach().long().clamp_(0, count - 2)
+    between = place - left
+    return lambda n: torch.lerp(table[n][left], table[n][left + 1], between)
 
 
-def nodes(q: Tensor) -> tuple[Tensor, Tensor]:
-    """Standard normal nodes and weights of the midpoint rule."""
+def on_grid(function: Activation, q: Tensor) -> Tensor:
+    """(3 + TERMS, len(q)), by the midpoint rule: E[f(z)^2], E[f'(z)^2], the Hermite coefficients
+    E[f(z) He_n(t)] / sqrt(n!) for z = sqrt(q) t, and the root of what they leave of E[f(z)^2]."""
     width = 16 / NODES
     t = (torch.arange(NODES, dtype=torch.float64, device=q.device) + 0.5) * width - 8
-    return t, torch.exp(-t.square() / 2) * (width / math.sqrt(2 * math.pi))
-
-
-def squares_on_grid(function: Activation, q: Tensor) -> Tensor:
-    """(2, len(q)): E[f(z)^2] and E[f'(z)^2]."""
-    t, weight = nodes(q)
+    weight = torch.exp(-t.square() / 2) * (width / math.sqrt(2 * math.pi))
     with torch.enable_grad():
         z = (q.sqrt()[:, None] * t).requires_grad_()
         out = function(z)
         (derivative,) = torch.autograd.grad(out.sum(), z)
-    return torch.stack([out.detach().square() @ weight, derivative.square() @ weight])
-
-
-def hermite_on_grid(function: Activation, q: Tensor) -> Tensor:
-    """(TERMS + 1, len(q)): coefficients E[f(z) He_n(t)] / sqrt(n!) for z = sqrt(q) t, and the root
-    of what their squares leave of E[f(z)^2]."""
-    t, weight = nodes(q)
-    out = function(q.sqrt()[:, None] * t).detach()
+    out = out.detach()
     polynomials = [torch.ones_like(t), t]
     for n in range(1, TERMS - 1):
         polynomials.append(t * polynomials[n] - n * polynomials[n - 1])
-    found = torch.stack(
-        [
-            out @ (weight * polynomial) / math.sqrt(math.factorial(n))
-            for n, polynomial in enumerate(polynomials)
-        ]
-    )
-    rest = out.square() @ weight - found.square().sum(0)
-    return torch.cat([found, rest.clamp_min(0).sqrt()[None]])
+    basis = torch.stack([p / math.sqrt(math.factorial(n)) for n, p in enumerate(polynomials)])
+    coefficients = (basis * weight) @ out.T
+    value = out.square() @ weight
+    rest = (value - coefficients.square().sum(0)).clamp_min(0).sqrt()
+    slope = derivative.square() @ weight
+    return torch.stack([value, slope, *coefficients, rest])

@@ -12,6 +12,7 @@ operation without a rule raises :class:`UnsupportedOperation`.
 """
 
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -104,6 +105,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.parameters = {identity(parameter) for parameter in self.model.parameters()}
+        self.fixed = {b.untyped_storage().data_ptr() for b in self.model.buffers()}
         self.storages = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
         self.names = {id(module): name for name, module in self.model.named_modules()}
 
@@ -122,6 +124,8 @@ class Run:
         self.used.add(key)
         if not self.expected:
             return weight.to(at_least_single(weight.dtype)).square()
+        if weight.untyped_storage().data_ptr() in self.fixed:  # a blur has taps of its own
+            return weight.double().square().mean((0, 1), keepdim=True).expand(weight.shape)
         rows = weight.flatten(1) if weight.ndim > 1 else weight  # long sums in float32 lose digits
         norms = torch.linalg.vector_norm(rows, dim=-1, dtype=at_least_single(weight.dtype))
         return (norms.double().square().sum() / weight.numel()).expand(weight.shape)
@@ -140,13 +144,18 @@ class Run:
         """A parameter of the model, or a view of one."""
         return tensor.untyped_storage().data_ptr() in self.storages
 
-    def constant(self, value: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    def constant(self, value: Tensor, like: "SecondMoment") -> tuple[Tensor, Tensor]:
         """First and second moments of what does not depend on the image: itself and its square; for
-        a parameter their means, with expected weights."""
-        first = value.detach().to(like)
-        if self.expected and self.holds(value):
-            return first.mean(), first.square().mean()
-        return first, first.square()
+        a parameter with expected weights, their means over what is exchangeable in ``like``."""
+        first = value.detach().to(like.moments)
+        second = first.square()
+        if not (self.expected and self.holds(value)):
+            return first, second
+        sizes = zip(reversed(like.moments.shape), reversed(like.shape))  # noqa: B905 - the last few
+        over = [-1 - i for i, (held, size) in enumerate(sizes) if held < size and i < value.ndim]
+        if not over:
+            return first, second
+        return first.mean(over, keepdim=True), second.mean(over, keepdim=True)
 
     def where(self) -> str:
         """Path of the innermost module whose ``forward`` is running: no hooks, just the stack."""
@@ -174,12 +183,13 @@ class SecondMoment(torch.Tensor):
     ``moments`` broadcasts to ``shape``. Where a dimension has size 1 in ``moments``, its entries
     (channels, features) are exchangeable and so have equal second moments: with expected weights
     all channels of a layer do, and the cost of a rule does not depend on the width of the network.
-    The gradient of ``moments`` with respect to those of the image is the closed form.
+    Behind a concatenation dimension 1 may hold one entry for each block of equal channels. The
+    gradient of ``moments`` with respect to those of the image is the closed form.
 
     Some rules look at three more things, which are made when somebody asks: ``second()``, the value
-    of ``moments`` as a constant; ``shared()``, the moment E[z z'] that two independent images have
-    in common, which is the square of a mean over images; and ``average()``, the mean over images
-    and weights. All broadcast to ``shape``.
+    of ``moments`` as a constant; ``correlation()``, that of the same entry for two independent
+    images, E[z z'] / E[z^2], which is not zero where images share a mean; and ``average()``, the
+    mean over images and weights. They broadcast to ``shape``, a single number more often than not.
 
     Two sets keep track of what may be averaged separately. ``sources`` are the random things (the
     image, weights) that the entries depend on at all. ``flips`` are such that changing the sign of
@@ -193,7 +203,7 @@ class SecondMoment(torch.Tensor):
     sources: frozenset
     flips: frozenset
     second: Thunk
-    shared: Thunk
+    correlation: Thunk
     average: Thunk
     is_view = False
 
@@ -207,7 +217,7 @@ class SecondMoment(torch.Tensor):
         flips: Iterable,
         *,
         second: Thunk,
-        shared: Thunk,
+        correlation: Thunk | None = None,
         average: Thunk | None = None,
     ) -> "SecondMoment":
         new = torch.Tensor._make_wrapper_subclass(
@@ -217,8 +227,9 @@ class SecondMoment(torch.Tensor):
         new.sources, new.flips = frozenset(sources), frozenset(flips)
         # Unless weights want a gradient too, the path and the value are one computation.
         new.second = cache(second) if run.differentiable else moments.detach
-        new.shared = cache(shared)
-        new.average = cache(average or (lambda: moments.new_zeros(())))
+        nothing = torch.zeros((), dtype=moments.dtype, device=moments.device)
+        new.correlation = cache(correlation or (lambda: nothing))
+        new.average = cache(average or (lambda: nothing))
         return new
 
     def __repr__(self) -> str:
@@ -226,14 +237,19 @@ class SecondMoment(torch.Tensor):
 
     def full(self) -> Tensor:
         """``moments`` with every entry written out (a view, where that is possible)."""
-        return self.moments.expand(self.shape)
+        return written(self.moments, self.shape)
+
+    def shared(self) -> Tensor:
+        """The moment E[z z'] that two independent images have in common."""
+        return self.correlation() * self.second()
 
     def through(
         self,
         function: Callable[[Tensor], Tensor],
         shape: Sequence[int | None] | None = None,
         *,
-        shared: Thunk | None = None,
+        shift: Tensor | float = 0.0,
+        correlation: Thunk | None = None,
         average: Thunk | None = None,
         symmetric: bool = True,
     ) -> "SecondMoment":
@@ -243,25 +259,38 @@ class SecondMoment(torch.Tensor):
         Args:
             function: takes second moments, gives those of the result.
             shape: of the result; None keeps it, and a None in it is read off the result.
-            shared: the shared moments of the result, if ``function`` does not give them.
+            shift: the square of a constant that all images add.
+            correlation: that of the result, if it does not follow from ``function``.
             average: the mean of the result; None stands for zero.
             symmetric: False says that a change of sign of the input is none of the output.
         """
-        second, before = self.second, self.shared  # in-place operations may change them later
-        moments = function(self.moments)
+        before, rho = self.second, self.correlation  # in-place operations may change them later
+        unshifted = isinstance(shift, float) and shift == 0.0
+
+        def act(moments: Tensor) -> Tensor:
+            return function(moments) if unshifted else function(moments) + shift
+
+        moments = act(self.moments)
         if shape is not None:
             sizes = zip(shape, moments.shape, strict=True)
             shape = [there if given is None else given for given, there in sizes]
-        return SecondMoment(
+
+        def follows() -> Tensor:
+            if rho().ndim == 0 and unshifted:
+                return rho()
+            return ratio(act(rho() * before()), new.second()).clamp(0, 1)
+
+        new = SecondMoment(
             moments,
             self.shape if shape is None else shape,
             self.run,
             self.sources,
             self.flips if symmetric else (),
-            second=lambda: function(second()),
-            shared=shared or (lambda: function(before())),
+            second=lambda: act(before()),
+            correlation=correlation or follows,
             average=average,
         )
+        return new
 
     def weighted(
         self,
@@ -275,8 +304,8 @@ class SecondMoment(torch.Tensor):
 
         ``trailing`` dimensions stand behind that of the biases.
         """
-        shift = 0 if bias is None else self.run.spread(bias.square(), trailing)
-        new = self.through(lambda moments: function(moments) + shift, shape)
+        shift = 0.0 if bias is None else self.run.spread(bias.square(), trailing)
+        new = self.through(function, shape, shift=shift)
         key = identity(weight)
         new.sources, new.flips = self.sources | {key}, frozenset({key})
         return new
@@ -285,7 +314,7 @@ class SecondMoment(torch.Tensor):
         """In-place operations: whoever else holds this tensor sees the new moments."""
         if self.is_view:
             self.run.approximate("in-place change of a view: what it is a view of stays as it was")
-        for name in ("moments", "sources", "flips", "second", "shared", "average"):
+        for name in ("moments", "sources", "flips", "second", "correlation", "average"):
             setattr(self, name, getattr(new, name))
         return self
 
@@ -305,7 +334,7 @@ class SecondMoment(torch.Tensor):
             how = "unless its first argument, and only that, depends on the image"
             raise unsupported(function, args, kwargs, how)
         try:
-            inspect.signature(rule).bind(*args, **kwargs)
+            signature(rule).bind(*args, **kwargs)
         except TypeError as error:
             raise unsupported(function, args, kwargs, f"with these arguments ({error})") from None
         return rule(*args, **kwargs)
@@ -314,6 +343,30 @@ class SecondMoment(torch.Tensor):
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         # An operation that slipped past __torch_function__ must not compute on an empty shell.
         raise unsupported(function, args, kwargs or {})
+
+
+signature = cache(inspect.signature)
+
+
+def ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole, 0 where the whole is 0."""
+    return part / whole.clamp_min(torch.finfo(whole.dtype).tiny)
+
+
+def written(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Values that broadcast to a shape, or stand for blocks of dimension 1, with every entry."""
+    if values.ndim > 1 and 1 < values.shape[1] < shape[1]:
+        values = values.repeat_interleave(shape[1] // values.shape[1], 1)
+    return values.expand(shape)
+
+
+def matched(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The same blocks of dimension 1 in both."""
+    if min(x.ndim, y.ndim) < 2 or 1 in (sizes := (x.shape[1], y.shape[1])):
+        return x, y
+    blocks = math.lcm(*sizes)
+    x, y = (z.repeat_interleave(blocks // z.shape[1], 1) for z in (x, y))
+    return x, y
 
 
 def moments_among(*arguments: object) -> list[SecondMoment]:
@@ -358,5 +411,4 @@ def white_noise(image: Tensor, shape: Sequence[int], run: Run) -> SecondMoment:
         {"image"},
         {"image"},
         second=image.detach,
-        shared=lambda: torch.zeros_like(image),
     )

@@ -7,19 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pilcro.quadrature import TERMS, expected_products, expected_squares, expected_value
-from pilcro.second_moments import SecondMoment, second_moment_rule
+from pilcro.quadrature import series, tabulated
+from pilcro.second_moments import SecondMoment, ratio, second_moment_rule
 
 
 @second_moment_rule(F.relu, torch.relu, torch.Tensor.relu)
 def through_relu(x, inplace=False):
     """Open half of the time, if its input is symmetric around zero."""
-    second, shared, average = x.second, x.shared, x.average
+    second, rho, average = x.second, x.correlation, x.average
     if x.flips:
         new = x.through(
             lambda moments: moments / 2,
-            shared=lambda: rectified(second(), shared(), average())[2],
-            average=lambda: rectified(second(), shared(), average())[3],
+            correlation=lambda: 2 * rectified(rho(), torch.zeros_like(rho()))[2],
+            average=lambda: (second() / (2 * math.pi)).sqrt(),
             symmetric=False,
         )
         return x.overwrite(new) if inplace else new
@@ -27,41 +27,35 @@ def through_relu(x, inplace=False):
         "ReLU: its input is not symmetric around zero, so it need not be open half of the time; "
         "it is taken to be normal"
     )
-    open_, square, product, mean = rectified(second(), shared(), average())
-    new = SecondMoment(
-        square + open_ * (x.moments - second()),
-        x.shape,
-        x.run,
-        x.sources,
-        (),
-        second=lambda: square,
-        shared=lambda: product,
-        average=lambda: mean,
+    mean = average()
+    variance = (second() - mean.square()).clamp_min(torch.finfo(mean.dtype).tiny)
+    inner = (rho() * second() - mean.square()) / variance
+    open_, square, product, first = rectified(inner, mean / variance.sqrt())
+    new = x.through(
+        lambda moments: moments * open_,
+        shift=square * variance - open_ * second(),
+        correlation=lambda: ratio(product, square),
+        average=lambda: first * variance.sqrt(),
+        symmetric=False,
     )
     return x.overwrite(new) if inplace else new
 
 
-def rectified(second: Tensor, shared: Tensor, mean: Tensor) -> tuple[Tensor, ...]:
-    """How often a normal u is positive, E[relu(u)^2], E[relu(u) relu(v)] and E[relu(u)], from
-    E[u^2], E[u v] and E[u]; u and v have the same distribution.
+def rectified(rho: Tensor, mean: Tensor) -> tuple[Tensor, ...]:
+    """How often u is positive, E[relu(u)^2], E[relu(u) relu(v)] and E[relu(u)] for normal u, v of
+    variance 1, this mean and correlation ``rho``.
 
-    The product is a power series in the correlation of u and v, as in ``expected_products``.
+    The product is a power series in the correlation, as in ``expected_products``.
     """
-    variance = (second - mean.square()).clamp_min(torch.finfo(second.dtype).tiny)
-    deviation = variance.sqrt()
-    t = mean / deviation
-    density, above = torch.exp(-t.square() / 2) / math.sqrt(2 * math.pi), torch.special.ndtr(t)
-    rho = ((shared - mean.square()) / variance).clamp(0, 1)
-    coefficients = [t * above + density, above]
-    hermite = [torch.ones_like(t), -t]
-    for n in range(2, TERMS):
-        coefficients.append(density * hermite[n - 2] / math.sqrt(math.factorial(n)))
-        hermite.append(-t * hermite[-1] - (n - 1) * hermite[-2])
-    squares = [coefficient.square() for coefficient in coefficients]
-    whole = (1 + t.square()) * above + t * density
-    squares.append((whole - sum(squares)).clamp_min(0))
-    product = sum(square * rho**n for n, square in enumerate(squares))
-    return above, variance * whole, variance * product, deviation * coefficients[0]
+    density = torch.exp(-mean.square() / 2) / math.sqrt(2 * math.pi)
+    above = torch.special.ndtr(mean)
+    first = mean * above + density
+    square = (1 + mean.square()) * above + mean * density
+    terms = [first.square(), above.square(), density.square() / 2, (density * mean).square() / 6]
+    rest = (square - sum(terms)).clamp_min(0)
+    rho = rho.clamp(0, 1)
+    product = sum(term * rho**n for n, term in enumerate([*terms, rest]))
+    return above, square, product, first
 
 
 @second_moment_rule(torch.relu_, torch.Tensor.relu_)
@@ -72,9 +66,10 @@ def through_relu_(x):
 def through_activation(function, x, *args, inplace=False, **kwargs):
     """E[f(z)^2] goes on, E[f'(z)^2] comes back, for z ~ N(0, q)."""
     x.run.approximate(f"{function.__name__}: its input is taken to be normal with mean zero")
-    q, shared = x.second(), x.shared
+    q, rho = x.second(), x.correlation
     function = partial(function, *args, **kwargs)
-    value, slope = expected_squares(function, q)
+    row = tabulated(function, q)
+    value, slope = row(0), row(1)
     new = SecondMoment(
         value + slope * (x.moments - q),
         x.shape,
@@ -82,8 +77,8 @@ def through_activation(function, x, *args, inplace=False, **kwargs):
         x.sources,
         (),
         second=lambda: value,
-        shared=lambda: expected_products(function, q, shared()),
-        average=lambda: expected_value(function, q),
+        correlation=lambda: ratio(series(row, rho()), value),
+        average=lambda: row(2),
     )
     return x.overwrite(new) if inplace else new
 
@@ -113,5 +108,8 @@ def through_dropout(x, p=0.5, training=True, inplace=False):
     if not training or p == 0:
         return x
     gain = 0.0 if p == 1 else 1 / (1 - p)
-    new = x.through(lambda moments: moments * gain, shared=x.shared, average=x.average)
+    rho = x.correlation
+    new = x.through(
+        lambda moments: moments * gain, correlation=lambda: rho() * (1 - p), average=x.average
+    )
     return x.overwrite(new) if inplace else new

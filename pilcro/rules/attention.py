@@ -10,7 +10,7 @@ from torch import Tensor
 from pilcro.rules.activations import through_dropout
 from pilcro.rules.layers import linear, through_linear, total
 from pilcro.rules.moving import plus_constant, through_move, through_mul
-from pilcro.second_moments import SecondMoment, second_moment_rule, unsupported
+from pilcro.second_moments import SecondMoment, ratio, second_moment_rule, unsupported, written
 
 INDEPENDENT = "matrix product: its factors are taken to be independent"
 
@@ -35,7 +35,7 @@ def through_softmax(x, dim=None, _stacklevel=3, dtype=None):
         x.sources,
         (),
         second=lambda: square,
-        shared=mean.square,
+        correlation=lambda: ratio(mean.square(), square),
         average=lambda: mean,
     )
 
@@ -49,22 +49,19 @@ def contracted(
     """Behind a bilinear ``product``: terms add up as squares do, but for what they share, where the
     entries of one factor are positive, as those of a softmax are."""
     x.run.approximate(INDEPENDENT)
-    x2, y2, xs, ys = x.second, y.second, x.shared, y.shared
-
-    def together() -> Tensor:
-        if x.flips and y.flips:
-            return product(xs(), ys())
-        return product(xs().sqrt(), ys().sqrt()).square()
-
-    extra = together() - product(xs(), ys())
+    x2, y2 = x.second(), y.second()
+    xs, ys = x.shared(), y.shared()
+    apart = product(xs, ys)
+    together = apart if x.flips and y.flips else product(xs.sqrt(), ys.sqrt()).square()
+    square = product(x2, y2) + together - apart
     return SecondMoment(
-        product(x.moments, y.moments) + extra,
+        product(x.moments, y.moments) + (together - apart),
         shape,
         x.run,
         x.sources | y.sources,
         (),
-        second=lambda: product(x2(), y2()) + extra,
-        shared=together,
+        second=lambda: square,
+        correlation=lambda: ratio(together, square),
     )
 
 
@@ -97,7 +94,7 @@ def through_einsum(equation, *operands):
     x, y = operands
 
     def product(one: Tensor, two: Tensor) -> Tensor:
-        return torch.einsum(equation, one.expand(x.shape), two.expand(y.shape))
+        return torch.einsum(equation, written(one, x.shape), written(two, y.shape))
 
     shape = product(x.moments.detach().to("meta"), y.moments.detach().to("meta")).shape
     return contracted(product, x, y, shape)

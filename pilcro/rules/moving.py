@@ -1,6 +1,7 @@
 """Entries change place, branches are added, multiplied, joined; nothing else happens to them."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -9,42 +10,47 @@ from torch import Tensor
 
 from pilcro.second_moments import (
     SecondMoment,
+    Thunk,
     joint_flips,
+    matched,
     moments_among,
     own_flips,
+    ratio,
     second_moment_rule,
     unsupported,
+    written,
 )
 
 
 @second_moment_rule(F.pad)
 def through_pad(x, pad, mode="constant", value=None):
     """Padding with a constant adds no dependence; the other modes repeat pixels."""
-    shape, kept, average = list(x.shape), list(x.moments.shape), x.average
+    shape, grows = list(x.shape), set()
     for i, d in enumerate(reversed(range(x.ndim))):
         before, after = (*pad, *[0] * 2 * x.ndim)[2 * i : 2 * i + 2]
         if before or after:
-            shape[d], kept[d] = x.shape[d] + before + after, x.shape[d]
-    if mode != "constant":
-        return x.through(
-            lambda moments: F.pad(moments.expand(kept), pad, mode),
-            shape,
-            average=lambda: F.pad(average().expand(kept), pad, mode),
-        )
+            shape[d] += before + after
+            grows.add(d)
+
+    def padded(values: Tensor, constant: float = 0.0) -> Tensor:
+        full = written(values, x.shape) if 1 in grows else values
+        full = full.expand([size if d in grows else -1 for d, size in enumerate(x.shape)])
+        return F.pad(full, pad, mode, constant) if mode == "constant" else F.pad(full, pad, mode)
+
+    def first() -> Tensor:
+        return padded(written(average(), x.shape), value) if value or average().any() else average()
+
     value = value or 0.0
-    return x.through(
-        lambda moments: F.pad(moments.expand(kept), pad, value=value**2),
-        shape,
-        average=lambda: F.pad(average().expand(kept), pad, value=value),
-        symmetric=not value,
-    )
+    average = x.average
+    shift = padded(torch.zeros_like(x.second()), value**2) if value else 0.0
+    return x.through(padded, shape, shift=shift, average=first, symmetric=not value)
 
 
 def through_move(function: Callable, x: SecondMoment, *args, **kwargs):
     """The same move of the moments; some moves give several parts."""
 
     def move(values: Tensor) -> Tensor | tuple[Tensor, ...]:
-        return function(values.expand(x.shape), *args, **kwargs)
+        return function(written(values, x.shape), *args, **kwargs)
 
     parts = move(x.moments)
     if isinstance(parts, Tensor):
@@ -59,7 +65,9 @@ def moved(x: SecondMoment, move: Callable[[Tensor], Tensor], shape: torch.Size) 
         return once_each(move(values))
 
     average = x.average
-    new = x.through(once, tuple(shape), average=lambda: once(average()))
+    new = x.through(
+        once, tuple(shape), average=lambda: once(average()) if average().ndim else average()
+    )
     new.is_view = True
     return new
 
@@ -126,30 +134,36 @@ def through_add(x, other, *, alpha=1):
         return through_mul(x, 1 + alpha)
     if not own_flips(x, other):
         x.run.approximate("addition: branches share their last weights, squares do not just add up")
-    x2, y2, xs, ys = x.second, other.second, x.shared, other.shared
+    x2, y2 = x.second, other.second
     x1, y1 = x.average, other.average
+    xr, yr = x.correlation, other.correlation
     # parts that are both positive on average, say, make more than the sum of their squares
     means = 0.0 if x.flips or other.flips else 2 * alpha * x1() * y1()
+
+    def plus(one: Tensor, two: Tensor) -> Tensor:
+        one, two = matched(one, two)
+        return one + alpha**2 * two + means
+
     return SecondMoment(
-        x.moments + alpha**2 * other.moments + means,
+        plus(x.moments, other.moments),
         shape,
         x.run,
         x.sources | other.sources,
         joint_flips([x, other]),
-        second=lambda: x2() + alpha**2 * y2() + means,
-        shared=lambda: xs() + alpha**2 * ys() + means,
-        average=lambda: x1() + alpha * y1(),
+        second=lambda: plus(x2(), y2()),
+        correlation=lambda: ratio(plus(xr() * x2(), yr() * y2()), plus(x2(), y2())),
+        average=lambda: sum(matched(x1(), alpha * y1())),
     )
 
 
 def plus_constant(x: SecondMoment, shift: Tensor, alpha: float | int = 1) -> SecondMoment:
     """A constant shifts the mean, which images share, and leaves the gradient alone."""
-    first, square = x.run.constant(shift, x.moments)
+    first, square = x.run.constant(shift, x)
     before = x.average
-    more = square * alpha**2 + 2 * alpha * first * before()
     return x.through(
-        lambda moments: moments + more,
+        lambda moments: moments,
         torch.broadcast_shapes(x.shape, shift.shape),
+        shift=square * alpha**2 + 2 * alpha * first * before(),
         average=lambda: before() + alpha * first,
         symmetric=not shift.any(),
     )
@@ -185,27 +199,34 @@ def through_mul(x, other):
     factor = torch.as_tensor(other)
     if factor.numel() > 1 and not x.run.holds(factor):
         x.run.approximate("product with a tensor that is not a parameter: taken as it is")
-    first, square = x.run.constant(factor, x.moments)
+    first, square = x.run.constant(factor, x)
     shape = torch.broadcast_shapes(x.shape, factor.shape)
-    average = x.average
-    return x.through(lambda moments: moments * square, shape, average=lambda: average() * first)
+    return x.through(lambda moments: moments * square, shape, average=times(x.average, first))
+
+
+def times(average: Thunk, factor: Tensor) -> Thunk:
+    return lambda: average() * factor if average().any() else average()
 
 
 def through_product(x: SecondMoment, gate: SecondMoment) -> SecondMoment:
     """Both factors carry gradients: the product rule is autograd's."""
     x.run.approximate("product: its factors are taken to be independent")
-    x2, g2, xs, gs = x.second, gate.second, x.shared, gate.shared
-    x1, g1 = x.average, gate.average
+    pairs = [(x.second, gate.second), (x.correlation, gate.correlation), (x.average, gate.average)]
+    second, correlation, average = (lambda a=a, b=b: multiply(a(), b()) for a, b in pairs)
     return SecondMoment(
-        x.moments * gate.moments,
+        multiply(x.moments, gate.moments),
         torch.broadcast_shapes(x.shape, gate.shape),
         x.run,
         x.sources | gate.sources,
         own_flips(x, gate),
-        second=lambda: x2() * g2(),
-        shared=lambda: xs() * gs(),
-        average=lambda: x1() * g1(),
+        second=second,
+        correlation=correlation,
+        average=average,
     )
+
+
+def multiply(x: Tensor, y: Tensor) -> Tensor:
+    return math.prod(matched(x, y))
 
 
 @second_moment_rule(torch.Tensor.mul_, torch.Tensor.__imul__, joins=True)
@@ -226,23 +247,26 @@ def through_cat(tensors, dim=0):
     like = moments_among(tensors)[0]
     parts = [part if isinstance(part, SecondMoment) else constant(part, like) for part in tensors]
     dim %= like.ndim
-    # Equal entries stay one, but along the dimension that grows.
-    kept = [
-        d != dim and all(part.moments.shape[d] == 1 for part in parts) for d in range(like.ndim)
-    ]
-
-    def join(values: list[Tensor]) -> Tensor:
-        written = [
-            value.expand([1 if one else size for one, size in zip(kept, part.shape, strict=True)])
-            for value, part in zip(values, parts, strict=True)
-        ]
-        return torch.cat(written, dim)
-
-    seconds, shareds, averages = zip(
-        *((part.second, part.shared, part.average) for part in parts), strict=True
-    )
     shape = list(like.shape)
     shape[dim] = sum(part.shape[dim] for part in parts)
+    # Entries that are equal in all parts stay one; of channels, those of a common block size.
+    kept = [all(part.moments.shape[d] == 1 for part in parts) for d in range(like.ndim)]
+    sizes = [part.shape[1] // part.moments.shape[1] for part in parts]
+    block = math.gcd(*sizes) if dim == 1 else 1
+
+    def spread(values: Tensor, part: SecondMoment) -> Tensor:
+        sizes = [1 if one else size for one, size in zip(kept, part.shape, strict=True)]
+        sizes[dim] = part.shape[dim]
+        if dim == 1:
+            sizes[1] //= block
+        return written(values, sizes)
+
+    def join(values: Iterable[Tensor]) -> Tensor:
+        return torch.cat([spread(v, part) for v, part in zip(values, parts, strict=True)], dim)
+
+    seconds, rhos, averages = zip(
+        *((part.second, part.correlation, part.average) for part in parts), strict=True
+    )
     return SecondMoment(
         join([part.moments for part in parts]),
         shape,
@@ -250,17 +274,22 @@ def through_cat(tensors, dim=0):
         frozenset().union(*(part.sources for part in parts)),
         joint_flips(parts),
         second=lambda: join([second() for second in seconds]),
-        shared=lambda: join([shared() for shared in shareds]),
-        average=lambda: join([average() for average in averages]),
+        correlation=lambda: same([rho() for rho in rhos], join),
+        average=lambda: same([average() for average in averages], join),
     )
+
+
+def same(values: list[Tensor], join: Callable[[Iterable[Tensor]], Tensor]) -> Tensor:
+    """One number if there is only one, else joined."""
+    if all(value.ndim == 0 and value == values[0] for value in values):
+        return values[0]
+    return join(values)
 
 
 def constant(value: Tensor, like: SecondMoment) -> SecondMoment:
     """A tensor that does not depend on the image, a class token say: images share all of it."""
-    first, square = (
-        moment.expand([1] * value.ndim) if moment.ndim == 0 else moment
-        for moment in like.run.constant(value, like.moments)
-    )
+    first, square = like.run.constant(value, like)
+    one = torch.ones((), dtype=square.dtype, device=square.device)
     return SecondMoment(
         square,
         value.shape,
@@ -268,6 +297,6 @@ def constant(value: Tensor, like: SecondMoment) -> SecondMoment:
         (),
         (),
         second=lambda: square,
-        shared=lambda: square,
+        correlation=lambda: one,
         average=lambda: first,
     )

@@ -1,10 +1,10 @@
 """Batch, layer and vector norms: a known gain, or one over the variance of a forward pass."""
 
-import torch
 import torch.nn.functional as F
 
 from pilcro.rules.layers import total
-from pilcro.second_moments import second_moment_rule, unsupported
+from pilcro.rules.moving import times
+from pilcro.second_moments import ratio, second_moment_rule, unsupported
 
 CONSTANT = "statistics are taken as constants"
 
@@ -23,25 +23,35 @@ def through_batch_norm(
     if not training:
         scale = (running_var + eps).rsqrt()
         scale = scale if weight is None else scale * weight
-        shift = -running_mean * scale if bias is None else bias - running_mean * scale
-        square, offset = (x.run.spread(v.square(), trailing) for v in (scale, shift))
-        first, second = (x.run.spread(v, trailing) for v in (scale, shift))
-        before = x.average
+        offset = -running_mean * scale if bias is None else bias - running_mean * scale
+        square = x.run.spread(scale.square(), trailing)
+        if not offset.any():
+            average = times(x.average, x.run.spread(scale, trailing))
+            return x.through(lambda moments: moments * square, average=average)
+        first, second = (x.run.spread(vector, trailing) for vector in (scale, offset))
+        mean = x.average() * first
+        shift = x.run.spread(offset.square(), trailing) + 2 * mean * second
         return x.through(
-            lambda moments: moments * square + offset,
-            average=lambda: before() * first + second,
-            symmetric=not shift.any(),
+            lambda moments: moments * square,
+            shift=shift,
+            average=lambda: mean + second,
+            symmetric=False,
         )
     x.run.approximate(f"batch norm in train mode: batch {CONSTANT}")
     over = [0, *range(2, x.ndim)]
-    shared = x.shared()
-    variance = (x.second() - shared).mean(over, keepdim=True).clamp_min(0)
-    gain = gain / (variance + eps)
-    square = torch.zeros_like(gain) if bias is None else x.run.spread(bias.square(), trailing)
+    rho = x.correlation()
+    rest = x.second() * (1 - rho)
+    gain = gain / (rest.mean(over, keepdim=True) + eps)
+    shift = -rho * x.second() * gain if rho.any() else 0.0
+    if bias is None or not bias.any():
+        nothing = rho.new_zeros(())
+        return x.through(lambda moments: moments * gain, shift=shift, correlation=lambda: nothing)
+    square = x.run.spread(bias.square(), trailing)
     return x.through(
-        lambda moments: (moments - shared) * gain + square,
-        shared=lambda: square.expand_as(gain),
-        symmetric=bias is None or not bias.any(),
+        lambda moments: moments * gain,
+        shift=shift + square,
+        correlation=lambda: ratio(square, rest * gain + square),
+        symmetric=False,
     )
 
 
@@ -58,11 +68,11 @@ def through_layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
     gain = 1 / (variance + eps)
     if weight is not None:
         gain = gain * x.run.spread(weight.square())
-    shift = 0.0 if bias is None else x.run.spread(bias.square())
-    return x.through(
-        lambda moments: (moments - common) * gain + shift,
-        symmetric=bias is None or not bias.any(),
-    )
+    symmetric = bias is None or not bias.any()
+    shift = -common * gain if common.any() else 0.0
+    if not symmetric:
+        shift = shift + x.run.spread(bias.square())
+    return x.through(lambda moments: moments * gain, shift=shift, symmetric=symmetric)
 
 
 @second_moment_rule(F.normalize)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pilcro.second_moments import SecondMoment, second_moment_rule
+from pilcro.second_moments import SecondMoment, ratio, second_moment_rule, written
 
 CORRELATED = "average pooling: positions are correlated, squares do not just add up"
 WINNERS = "max pooling: every pixel of a window is taken to win equally often"
@@ -31,7 +31,7 @@ def through_max_pool(
     return x.through(
         lambda moments: window_sum(on_map(moments, x), *window) / pixels,
         (*x.shape[:2], *size),
-        average=lambda: window_sum(average().expand(x.shape), *window) / pixels,
+        average=lambda: window_sum(written(average(), x.shape), *window) / pixels,
         symmetric=False,
     )
 
@@ -44,7 +44,7 @@ def through_adaptive_max_pool(x, output_size, return_indices=False):
     return x.through(
         lambda moments: F.adaptive_avg_pool2d(on_map(moments, x), output_size),
         (*x.shape[:2], None, None),
-        average=lambda: F.adaptive_avg_pool2d(average().expand(x.shape), output_size),
+        average=lambda: F.adaptive_avg_pool2d(written(average(), x.shape), output_size),
         symmetric=False,
     )
 
@@ -112,24 +112,26 @@ def averaged(
     average = x.average
 
     def first() -> Tensor:
-        return mean(average().expand(x.shape)) * whole
+        return mean(written(average(), x.shape)) * whole if average().any() else average()
 
     if entries.max() == 1:
         return x.through(lambda moments: mean(moments) * whole, shape, average=first)
     x.run.approximate(CORRELATED)
-    together = mean(x.shared()) * whole  # the square of a sum of equal means
-    extra = together * (1 - 1 / entries)
-    return x.through(
-        lambda moments: mean(moments) * whole / entries + extra,
+    rho = x.correlation()
+    together = mean(rho * x.second()) * whole  # the square of a sum of equal means
+    new = x.through(
+        lambda moments: mean(moments) * whole / entries,
         shape,
-        shared=lambda: together,
+        shift=together * (1 - 1 / entries) if rho.any() else 0.0,
+        correlation=lambda: ratio(together, new.second()) if rho.any() else rho,
         average=first,
     )
+    return new
 
 
 def on_map(moments: Tensor, x: SecondMoment) -> Tensor:
     """With every pixel written out; channels that are equal stay one."""
-    return moments.expand(-1, -1, *x.shape[2:])
+    return moments.expand(1, -1, *x.shape[2:])
 
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
