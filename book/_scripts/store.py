@@ -36,6 +36,7 @@ def execute(notebook: nbformat.NotebookNode, path: Path) -> None:
         kernel_name="python3",
         resources={"metadata": {"path": str(path.parent)}},
         store_widget_state=False,
+        coalesce_streams=True,  # what one cell prints arrives in as many pieces as the clock likes
     )
     try:
         client.execute()
