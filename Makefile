@@ -34,12 +34,13 @@ colab: $(INSTALLED) ## derive the Colab notebooks from the chapters
 linkcheck: $(INSTALLED) ## ask every outside link of the book for an answer (needs the network)
 	@$(BIN)/jupyter-book build . --builder linkcheck --path-output _build/linkcheck
 
-results: $(INSTALLED) ## rerun the experiments behind data/results
-	@echo "make results: there are no experiments yet; this will rerun those behind data/results."
+results: $(INSTALLED) ## complete data/results (delete a file there to have it made anew)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pilcro.experiments.zoo
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/closed_form_cost.py --full
 
-bench: $(INSTALLED) ## run benchmarks/*.py
-	@set -e; for file in $(sort $(wildcard benchmarks/*.py)); do $(BIN)/python $$file; done
-	@$(if $(wildcard benchmarks/*.py),:,echo "make bench: there are no benchmarks yet.")
+bench: $(INSTALLED) ## run benchmarks/*.py: ratios of times, measured side by side
+	@set -e; for file in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
+	  echo "== $$file"; OMP_NUM_THREADS=1 $(BIN)/python $$file; done
 
 lock: $(INSTALLED) ## raise the pins in requirements.txt to the newest versions that agree
 	@$(BIN)/pip install -q uv

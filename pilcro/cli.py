@@ -1,10 +1,11 @@
 """The command line: ``pilcro landscape resnet18 --image-size 224 --out resnet18.png``."""
 
-import difflib
 import os
 import sys
 from pathlib import Path
 from typing import Literal
+
+from pilcro.experiments.torchvision_models import initial
 
 EXPECTED = (ValueError, TypeError, NotImplementedError, OSError, ImportError)
 
@@ -70,30 +71,6 @@ def check_picture(out: Path) -> None:
         raise ValueError(f"out lies in a folder that does not exist: {out.parent}")
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise ValueError(f"out cannot be written: {out}")
-
-
-def initial(name: str):
-    """A torchvision model as its first training step sees it, but for dropout.
-
-    Batch norm normalises by the batch; everything else is in evaluation mode, in which
-    torchvision models return one tensor.
-    """
-    import torchvision
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    from pilcro import draw_network
-
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        close = difflib.get_close_matches(name, known) or known[:3]
-        raise ValueError(f"no torchvision model {name!r}; did you mean {', '.join(close)}?")
-    # without this, two models warn that the default is about to change
-    options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    model = draw_network(lambda: torchvision.models.get_model(name, weights=None, **options)).eval()
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.train()
-    return model
 
 
 def fetch(names: tuple[str, ...] = (), /, all: bool = False) -> None:
