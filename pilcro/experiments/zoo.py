@@ -29,7 +29,7 @@ from pilcro.experiments.torchvision_models import (
 
 PARTS = 64  # of 2 networks each, at most
 INPUTS = 2  # for each network
-SECONDS = 30.0  # after which no more networks are drawn for an entry
+SECONDS = 10.0  # after which no more networks are drawn for an entry
 
 Entry = tuple[str, int, str]  # model, image size, mode of its batch norm
 

@@ -49,19 +49,30 @@ def contracted(
     """Behind a bilinear ``product``: terms add up as squares do, but for what they share, where the
     entries of one factor are positive, as those of a softmax are."""
     x.run.approximate(INDEPENDENT)
-    x2, y2 = x.second(), y.second()
-    xs, ys = x.shared(), y.shared()
-    apart = product(xs, ys)
-    together = apart if x.flips and y.flips else product(xs.sqrt(), ys.sqrt()).square()
-    square = product(x2, y2) + together - apart
+    square = product(x.second(), y.second())
+    extra = 0.0
+    if x.flips and y.flips:
+        xs, ys = x.shared, y.shared
+
+        def together() -> Tensor:
+            return product(xs(), ys())
+
+    else:
+        sum_of_shared = product(x.shared().sqrt(), y.shared().sqrt()).square()
+        extra = sum_of_shared - product(x.shared(), y.shared())
+        square = square + extra
+
+        def together() -> Tensor:
+            return sum_of_shared
+
     return SecondMoment(
-        product(x.moments, y.moments) + (together - apart),
+        product(x.moments, y.moments) + extra,
         shape,
         x.run,
         x.sources | y.sources,
         (),
         second=lambda: square,
-        correlation=lambda: ratio(together, square),
+        correlation=lambda: ratio(together(), square),
     )
 
 
