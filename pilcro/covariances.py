@@ -31,7 +31,7 @@ from pilcro.second_moments import (
     unsupported,
 )
 
-AFFORDABLE = 2**21  # pairs of pixels: 38 x 38 pixels make 16 MB for each tensor
+AFFORDABLE = 2**18  # pairs of pixels: with more than 22 x 22 pixels it takes seconds
 MANY = 32  # image channels: with 3 of them, levels of small networks came out up to 15 % low
 RULES: dict[Callable, Callable] = {}
 

@@ -195,7 +195,7 @@ def closed_form(
             is the unit's effective receptive field. None takes all outputs.
         covariances: follow all pairs of positions, so that averages of correlated positions are
             exact; memory grows with the fourth power of the image size. None does it where it
-            helps and the image has at most 38 x 38 pixels. Takes ``weights="expected"``.
+            helps and the image has at most 22 x 22 pixels. Takes ``weights="expected"``.
 
     Returns:
         A landscape without ``standard_error``, with ``exact`` or the ``reasons`` why not.
