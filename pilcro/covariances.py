@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pilcro.rules.pooling import pair
 from pilcro.second_moments import (
@@ -28,7 +28,7 @@ from pilcro.second_moments import (
     joint_flips,
     own_flips,
     ratio,
-    unsupported,
+    signature,
 )
 
 AFFORDABLE = 2**18  # pairs of pixels: with more than 22 x 22 pixels it takes seconds
@@ -79,6 +79,7 @@ class Covariance(torch.Tensor):
     run: Run
     sources: frozenset
     flips: frozenset
+    instead: SecondMoment | None = None  # what an operation without a rule made of it, in place
 
     @staticmethod
     def __new__(cls, moments: Moments, widths: Sequence[int], run: Run, sources, flips):
@@ -105,6 +106,8 @@ class Covariance(torch.Tensor):
 
     def diagonal_only(self) -> SecondMoment:
         """Forget how positions go together."""
+        if self.instead is not None:
+            return self.instead
         moments = self.moments
 
         def spread(maps: Tensor) -> Tensor:
@@ -125,18 +128,27 @@ class Covariance(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
         if function in QUESTIONS:
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*args, **kwargs)
+        if not args and "input" in kwargs:
+            args = (kwargs.pop("input"),)
+        maps = {id(x): x for x in tree_leaves((args, kwargs)) if isinstance(x, Covariance)}
         rule = RULES.get(function)
-        result = NotImplemented if rule is None else rule(*args, **kwargs)
-        if result is not NotImplemented:
-            return result
-        args, kwargs = tree_map_only(Covariance, Covariance.diagonal_only, (args, kwargs))
-        if getattr(function, "__name__", "").strip("_") + "_" == function.__name__:
-            raise unsupported(function, args, kwargs, "in place, with covariances")
-        return function(*args, **kwargs)
+        if rule and takes(rule, args, kwargs) and all(x.instead is None for x in maps.values()):
+            result = rule(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        # One diagonal for each map, however often the operation names it.
+        diagonals = {key: x.diagonal_only() for key, x in maps.items()}
+        before = {key: x.moments for key, x in diagonals.items()}
+        args, kwargs = tree_map_only(Covariance, lambda x: diagonals[id(x)], (args, kwargs))
+        result = function(*args, **kwargs)
+        for key, x in diagonals.items():
+            if x.moments is not before[key]:  # changed in place: whoever holds the map sees it
+                maps[key].instead = x
+        return result
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -154,6 +166,15 @@ def white_noise(image: Tensor, channels: int, run: Run) -> Covariance:
     second = path.detach()
     moments = Moments(path, second, torch.zeros_like(second), second.new_zeros(1, *image.shape))
     return Covariance(moments, [channels], run, {"image"}, {"image"})
+
+
+def takes(rule: Callable, args: Sequence, kwargs: dict) -> bool:
+    """Does the rule know these arguments?"""
+    try:
+        signature(rule).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def diagonal(pairs: Tensor) -> Tensor:
@@ -245,15 +266,19 @@ def through_batch_norm(
     x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
 ):
     """gamma^2 / variance; in train mode the mean over batch and positions is taken out."""
-    gain = 1.0 if weight is None else x.run.spread(weight.square())
+    known = weight if weight is not None else running_var
+    if known is not None and known.shape[0] != x.shape[1]:
+        raise RuntimeError(f"expected {known.shape[0]} channels, got {x.shape[1]}")
     shift = 0.0 if bias is None else x.run.spread(bias.square())
     if not training:
         if running_mean.any() or shift:
             return NotImplemented
-        gain = gain * x.run.spread(1 / (running_var + eps))
+        square = 1.0 if weight is None else weight.square()
+        gain = x.run.spread(square / (running_var + eps))
         return x.become(x.moments.through(lambda moments: moments * gain))
     if shift or not x.flips:
         return NotImplemented
+    gain = 1.0 if weight is None else x.run.spread(weight.square())
     x.run.approximate("batch norm in train mode: batch statistics are taken as constants")
     second, shared = x.moments.second, x.moments.shared
     row = shared.mean((3, 4), keepdim=True)

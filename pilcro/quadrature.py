@@ -65,13 +65,14 @@ def series(row: Callable[[int], Tensor], rho: Tensor) -> Tensor:
 def tabulated(function: Activation, q: Tensor) -> Callable[[int], Tensor]:
     """Rows of a table in log q, interpolated at ``q`` when they are asked for: E[f^2], E[f'^2],
     then the Hermite coefficients of f, the first of which is E[f]."""
+    if not q.isfinite().all():
+        raise ValueError("second moments are not finite: the model's weights hold NaN or are huge")
     logs = q.clamp_min(1e-30).log()
-    low, high = float(logs.detach().min()), float(logs.detach().max())
+    low = float(logs.detach().min())
+    high = max(float(logs.detach().max()), low + STEP)  # one step wide, or there is no slope
     count = math.ceil((high - low) / STEP) + 1
     grid = torch.linspace(low, high, count, dtype=torch.float64, device=q.device)
     table = on_grid(function, grid.exp()).to(q.dtype)
-    if count == 1:
-        return lambda n: table[n, 0].expand(q.shape)
     place = (logs - low) * ((count - 1) / (high - low))
     left = place.detach().long().clamp_(0, count - 2)
     between = place - left

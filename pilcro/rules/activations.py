@@ -28,7 +28,8 @@ def through_relu(x, inplace=False):
         "it is taken to be normal"
     )
     mean = average()
-    variance = (second() - mean.square()).clamp_min(torch.finfo(mean.dtype).tiny)
+    number = torch.finfo(mean.dtype)
+    variance = (second() - mean.square()).maximum(number.eps * second()).clamp_min(number.tiny)
     inner = (rho() * second() - mean.square()) / variance
     open_, square, product, first = rectified(inner, mean / variance.sqrt())
     new = x.through(

@@ -58,7 +58,9 @@ def contracted(
             return product(xs(), ys())
 
     else:
-        sum_of_shared = product(x.shared().sqrt(), y.shared().sqrt()).square()
+        # rounding may leave less than nothing
+        roots = (factor.shared().clamp_min(0).sqrt() for factor in (x, y))
+        sum_of_shared = product(*roots).square()
         extra = sum_of_shared - product(x.shared(), y.shared())
         square = square + extra
 
@@ -116,8 +118,9 @@ def through_scaled_dot_product_attention(
     query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
 ):
     """softmax(q k' / sqrt(d)) v."""
-    if is_causal or enable_gqa:
-        how = "that is causal or shares heads"
+    factors = (query, key, value)
+    if is_causal or enable_gqa or not all(isinstance(x, SecondMoment) for x in factors):
+        how = "that is causal, shares heads or has a factor that does not depend on the image"
         raise unsupported(F.scaled_dot_product_attention, (query, key, value), {}, how)
     scores = through_matmul(query, through_move(torch.Tensor.transpose, key, -2, -1))
     scores = through_mul(scores, scale or 1 / math.sqrt(query.shape[-1]))
@@ -153,11 +156,13 @@ def through_multi_head_attention(
     **rest,
 ):
     """Three projections, attention in each head, one more projection; (tokens, batch, features)."""
-    unusual = (bias_k, bias_v, add_zero_attn or None, key_padding_mask, *rest.values())
-    unusual = [value for value in unusual if value is not None and value is not False]
-    if in_proj_weight is None or [value for value in unusual if value is not True] or need_weights:
+    unusual = (bias_k, bias_v, key_padding_mask, *rest.values())
+    unusual = [value for value in unusual if value is not None and not isinstance(value, bool)]
+    if in_proj_weight is None or unusual or add_zero_attn or need_weights:
         how = "but with one matrix for its three projections, need_weights=False, and no more"
         raise unsupported(F.multi_head_attention_forward, (query,), {}, how)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = ~attn_mask  # here true means hidden
     biases = [None] * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
     heads = [
         in_heads(

@@ -158,6 +158,8 @@ def through_add(x, other, *, alpha=1):
 
 def plus_constant(x: SecondMoment, shift: Tensor, alpha: float | int = 1) -> SecondMoment:
     """A constant shifts the mean, which images share, and leaves the gradient alone."""
+    if shift.isneginf().any():  # a mask: far below is as good, and its square is a number
+        shift = shift.clamp_min(-1e4)
     first, square = x.run.constant(shift, x)
     before = x.average
     return x.through(
@@ -169,15 +171,14 @@ def plus_constant(x: SecondMoment, shift: Tensor, alpha: float | int = 1) -> Sec
     )
 
 
-@second_moment_rule(
-    torch.sub,
-    torch.Tensor.sub,
-    torch.Tensor.__sub__,
-    torch.Tensor.__rsub__,
-    joins=True,
-)
+@second_moment_rule(torch.sub, torch.Tensor.sub, torch.Tensor.__sub__, joins=True)
 def through_sub(x, other, *, alpha=1):
     return through_add(x, other, alpha=-alpha)
+
+
+@second_moment_rule(torch.rsub, torch.Tensor.__rsub__, joins=True)
+def through_rsub(x, other, *, alpha=1):
+    return through_sub(other, x, alpha=alpha)
 
 
 @second_moment_rule(torch.Tensor.add_, torch.Tensor.__iadd__, joins=True)

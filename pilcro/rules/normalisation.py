@@ -1,5 +1,6 @@
 """Batch, layer and vector norms: a known gain, or one over the variance of a forward pass."""
 
+import torch
 import torch.nn.functional as F
 
 from pilcro.rules.layers import total
@@ -63,13 +64,14 @@ def through_layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
     if tuple(x.shape[-len(normalized_shape) :]) != tuple(normalized_shape):
         raise RuntimeError(f"expected (..., {normalized_shape}), got {tuple(x.shape)}")
     over = [-1 - i for i in range(len(normalized_shape))]
-    common = x.average().square()
-    variance = (x.second() - common).mean(over, keepdim=True).clamp_min(0)
+    average, second = torch.broadcast_tensors(x.average(), x.second())
+    common = average.mean(over, keepdim=True)
+    variance = (second.mean(over, keepdim=True) - common.square()).clamp_min(0)
     gain = 1 / (variance + eps)
     if weight is not None:
         gain = gain * x.run.spread(weight.square())
     symmetric = bias is None or not bias.any()
-    shift = -common * gain if common.any() else 0.0
+    shift = (common.square() - 2 * common * average) * gain if common.any() else 0.0
     if not symmetric:
         shift = shift + x.run.spread(bias.square())
     return x.through(lambda moments: moments * gain, shift=shift, symmetric=symmetric)
