@@ -16,7 +16,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -262,13 +262,18 @@ class SecondMoment(torch.Tensor):
             shift: the square of a constant that all images add.
             correlation: that of the result, if it does not follow from ``function``.
             average: the mean of the result; None stands for zero.
-            symmetric: False says that a change of sign of the input is none of the output.
+            symmetric: False says that a change of sign of the input is none of the output. What
+                needs a mean then that is not given says that it takes zero.
         """
         before, rho = self.second, self.correlation  # in-place operations may change them later
         unshifted = isinstance(shift, float) and shift == 0.0
 
         def act(moments: Tensor) -> Tensor:
             return function(moments) if unshifted else function(moments) + shift
+
+        def unknown(value: Thunk) -> Tensor:
+            self.run.approximate("an operation before it has a rule that does not give its mean")
+            return value()
 
         moments = act(self.moments)
         if shape is not None:
@@ -290,6 +295,9 @@ class SecondMoment(torch.Tensor):
             correlation=correlation or follows,
             average=average,
         )
+        if not symmetric and average is None:
+            new.average = partial(unknown, new.average)
+            new.correlation = correlation or partial(unknown, new.correlation)
         return new
 
     def weighted(

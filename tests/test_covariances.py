@@ -607,7 +607,7 @@ def test_covariances_of_drawn_weights_are_refused():
 def test_an_image_of_few_channels_is_named(channels):
     found = pilcro.closed_form(averaging(channels), 9, channels=channels)
     assert len(found.reasons) == 1
-    assert f"image of {channels} channels" in found.reasons[0]
+    assert f"filters of {channels} channels" in found.reasons[0]
 
 
 def test_all_units_together_are_the_whole_landscape():

@@ -927,3 +927,26 @@ def test_closed_form_within_the_standard_error_of_monte_carlo(name, generator):
     assert z.abs().max() < 4
     relative = sampled.standard_error / sampled.importance
     assert relative.max() < 0.15, "the comparison must be able to fail"
+
+
+def test_a_rule_without_a_mean_says_so_where_one_is_needed():
+    """abs does not change its sign with its input; batch norm needs what images share of it."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.norm(torch.abs(self.conv(x)))
+
+    try:
+
+        @pilcro.second_moment_rule(torch.abs)
+        def through_abs(x):
+            return x.through(lambda moments: moments, symmetric=False)
+
+        found = pilcro.closed_form(Net(), 8, channels=1)
+    finally:
+        RULES.pop(torch.abs)
+    assert "norm: an operation before it has a rule that does not give its mean" in found.reasons

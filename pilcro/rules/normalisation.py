@@ -52,6 +52,7 @@ def through_batch_norm(
         lambda moments: moments * gain,
         shift=shift + square,
         correlation=lambda: ratio(square, rest * gain + square),
+        average=lambda: x.run.spread(bias, trailing),
         symmetric=False,
     )
 
@@ -72,9 +73,14 @@ def through_layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
         gain = gain * x.run.spread(weight.square())
     symmetric = bias is None or not bias.any()
     shift = (common.square() - 2 * common * average) * gain if common.any() else 0.0
-    if not symmetric:
-        shift = shift + x.run.spread(bias.square())
-    return x.through(lambda moments: moments * gain, shift=shift, symmetric=symmetric)
+    if symmetric:
+        return x.through(lambda moments: moments * gain, shift=shift)
+    return x.through(
+        lambda moments: moments * gain,
+        shift=shift + x.run.spread(bias.square()),
+        average=lambda: x.run.spread(bias),
+        symmetric=False,
+    )
 
 
 @second_moment_rule(F.normalize)
