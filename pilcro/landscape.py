@@ -6,8 +6,9 @@ The definition is ours; that of arXiv 2001.09696 was not available to us.
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -504,7 +505,9 @@ def computing(
     """Gradients on, autocast off, randomness from the generator; and what PyTorch says about
     shapes becomes one error that names the images which were tried."""
     device, _ = placement(model)
+    compiled = "torch._dynamo" in sys.modules  # slow to import, and without it nothing is compiled
     with (
+        torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),

@@ -147,6 +147,10 @@ class Run:
     def constant(self, value: Tensor, like: "SecondMoment") -> tuple[Tensor, Tensor]:
         """First and second moments of what does not depend on the image: itself and its square; for
         a parameter with expected weights, their means over what is exchangeable in ``like``."""
+        if value.is_complex():
+            raise UnsupportedOperation(
+                f"no second-moment rule for {value.dtype} numbers, used in module {self.where()!r}"
+            )
         first = value.detach().to(like.moments)
         second = first.square()
         if not (self.expected and self.holds(value)):
@@ -205,7 +209,7 @@ class SecondMoment(torch.Tensor):
     second: Thunk
     correlation: Thunk
     average: Thunk
-    is_view = False
+    is_view = False  # or has views
 
     @staticmethod
     def __new__(
@@ -313,6 +317,10 @@ class SecondMoment(torch.Tensor):
         ``trailing`` dimensions stand behind that of the biases.
         """
         shift = 0.0 if bias is None else self.run.spread(bias.square(), trailing)
+        if bias is not None:
+            if identity(bias) in self.run.used:
+                self.run.approximate("biases used more than once: they are not independent")
+            self.run.used.add(identity(bias))
         new = self.through(function, shape, shift=shift)
         key = identity(weight)
         new.sources, new.flips = self.sources | {key}, frozenset({key})
@@ -321,7 +329,7 @@ class SecondMoment(torch.Tensor):
     def overwrite(self, new: "SecondMoment") -> "SecondMoment":
         """In-place operations: whoever else holds this tensor sees the new moments."""
         if self.is_view:
-            self.run.approximate("in-place change of a view: what it is a view of stays as it was")
+            self.run.approximate("in-place change of a view, or of what has one: the other stays")
         for name in ("moments", "sources", "flips", "second", "correlation", "average"):
             setattr(self, name, getattr(new, name))
         return self

@@ -11,7 +11,6 @@ from hypothesis import assume, given, settings
 from torch import nn
 
 import pilcro
-from pilcro.cli import initial
 from pilcro.second_moments import RULES, Run, UnsupportedOperation, white_noise
 
 # --- whole networks against path enumeration -------------------------------------------------
@@ -166,14 +165,6 @@ def test_the_deficit_reaches_depth_pixels_inwards(depth):
     row = pilcro.closed_form(model, 21, channels=1).importance[10]
     short = row < row[10] * (1 - 1e-9)
     assert short.tolist() == [i < depth or i >= 21 - depth for i in range(21)]
-
-
-@pytest.mark.parametrize(("size", "tilted"), [(224, True), (225, False)])
-def test_uneven_strides_tilt_resnet18(size, tilted):
-    torchvision = pytest.importorskip("torchvision")
-    model = pilcro.draw_network(torchvision.models.resnet18)
-    tilt = pilcro.closed_form(model, size).tilt
-    assert (max(tilt) > 0.4) if tilted else (max(tilt) < 1e-4)
 
 
 # --- one rule at a time: for a linear operation, the rule's matrix is its matrix, squared ---------
@@ -523,6 +514,13 @@ class UnequalGroups(nn.Module):
         return self.norm(self.second(self.first(torch.cat([x, self.one(self.one(x))], 1))))
 
 
+class FirstGroup(UnequalGroups):
+    """What is left of it sees the image and nothing of the layers behind it."""
+
+    def forward(self, x):
+        return self.first(torch.cat([x, self.one(self.one(x))], 1))[:, :2]
+
+
 def unequal_norm():
     norm = nn.BatchNorm2d(2).eval()
     norm.running_var.copy_(torch.tensor([0.1, 10.0]))
@@ -534,6 +532,7 @@ def unequal_norm():
     "model",
     [
         UnequalGroups(),
+        FirstGroup(),
         unequal_norm(),
         nn.Sequential(nn.Conv2d(2, 4, 3), nn.Linear(4, 6), nn.ReLU(), nn.Conv2d(4, 2, 3)),
         nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.MaxPool2d(3, 2, 1), nn.Flatten()),
@@ -662,22 +661,6 @@ def test_batch_norm_takes_out_what_the_batch_shares():
 def test_batch_norm_without_affine_checks_its_channels():
     with pytest.raises(ValueError, match="expected 2 channels, got 3"):
         pilcro.closed_form(nn.BatchNorm2d(2, affine=False), 4)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_no_uneven_stride_no_tilt(data):
-    """Where every strided layer uses up its padded image, the landscape is its mirror image."""
-    size = start = data.draw(st.integers(9, 40))
-    layers = []
-    for _ in range(data.draw(st.integers(1, 4))):
-        kernel, stride = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 3))
-        padding = data.draw(st.integers(0, kernel // 2))
-        assume(size + 2 * padding >= kernel)
-        assume((size + 2 * padding - kernel) % stride == 0)
-        layers.append(nn.Conv2d(1, 1, kernel, stride, padding))
-        size = (size + 2 * padding - kernel) // stride + 1
-    assert max(pilcro.closed_form(nn.Sequential(*layers), start, channels=1).tilt) < 1e-9
 
 
 def test_windows_of_one_pixel_average_nothing():
@@ -839,38 +822,6 @@ def test_a_forward_pass_may_ask_for_shapes():
 
 
 # --- against sampled networks ---------------------------------------------------------------------
-
-ZOO = [
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "shufflenet_v2_x0_5",
-    "mnasnet0_5",
-    "efficientnet_b0",
-    "regnet_y_400mf",
-    "convnext_tiny",
-    "googlenet",
-    "densenet121",
-    "squeezenet1_1",
-    "resnext50_32x4d",
-]
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_convolutional_families_of_torchvision_run(name):
-    """Both weightings, and they agree in level: drawn weights have the mean square of the layer."""
-    pytest.importorskip("torchvision")
-    model = initial(name)
-    expected, drawn = (pilcro.closed_form(model, 65, weights=w) for w in ("expected", "drawn"))
-    ratio = float(drawn.importance.sum() / expected.importance.sum())
-    assert 0.8 < ratio < 1.25
-    assert not expected.exact
-
-
-def test_an_even_size_does_not_tilt_mobilenet():
-    pytest.importorskip("torchvision")
-    model = initial("mobilenet_v2")
-    assert max(pilcro.closed_form(model, 224).tilt) > 0.4
-    assert max(pilcro.closed_form(model, 225).tilt) < 1e-9
 
 
 def test_the_shape_agrees_with_sampled_mobilenets(generator):

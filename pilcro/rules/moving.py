@@ -68,7 +68,7 @@ def moved(x: SecondMoment, move: Callable[[Tensor], Tensor], shape: torch.Size) 
     new = x.through(
         once, tuple(shape), average=lambda: once(average()) if average().ndim else average()
     )
-    new.is_view = True
+    new.is_view = x.is_view = True
     return new
 
 
@@ -106,12 +106,19 @@ for name in (
 second_moment_rule(torch.Tensor.view)(partial(through_move, torch.Tensor.reshape))
 
 
-@second_moment_rule(
-    torch.Tensor.contiguous, torch.Tensor.clone, torch.Tensor.to, torch.Tensor.float
-)
+@second_moment_rule(torch.clone, torch.Tensor.clone)
 def through_copy(x, *args, **kwargs):
-    """Another layout, type or device, the same moments (which keep theirs)."""
+    """The same moments."""
     return x.through(lambda moments: moments, average=x.average)
+
+
+@second_moment_rule(torch.Tensor.contiguous, torch.Tensor.to, torch.Tensor.float)
+def through_conversion(x, *args, **kwargs):
+    """Another layout, type or device, the same moments (which keep theirs); where there is nothing
+    to convert, PyTorch gives back the same tensor."""
+    new = through_copy(x)
+    new.is_view = x.is_view = True
+    return new
 
 
 @second_moment_rule(torch.Tensor.new_zeros)
@@ -158,7 +165,9 @@ def through_add(x, other, *, alpha=1):
 
 def plus_constant(x: SecondMoment, shift: Tensor, alpha: float | int = 1) -> SecondMoment:
     """A constant shifts the mean, which images share, and leaves the gradient alone."""
-    if shift.isneginf().any():  # a mask: far below is as good, and its square is a number
+    if (
+        shift.is_floating_point() and shift.isneginf().any()
+    ):  # a mask: far below is as good, and its square is a number
         shift = shift.clamp_min(-1e4)
     first, square = x.run.constant(shift, x)
     before = x.average
