@@ -259,3 +259,20 @@ def test_layer_norm_takes_out_what_its_features_share_and_no_more():
 
     found = closed_form(Shifted(), (1, 2), channels=1, weights="drawn").importance
     torch.testing.assert_close(found, torch.full((1, 2), 0.5 / (1 + 9)).double())
+
+
+def test_means_of_pooled_maps_are_joined_by_blocks():
+    """Behind a pool a mean is one number for all channels, as the moments are."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(1, 8, 3, padding=1)
+
+        def forward(self, x):
+            branches = [F.relu(self.one(x)), F.relu(self.two(x))]
+            pooled = [F.avg_pool2d(F.max_pool2d(branch, 2), 2) for branch in branches]
+            return F.relu(torch.cat(pooled, 1))
+
+    found = closed_form(Net(), 8, channels=1, covariances=False)
+    assert found.importance.isfinite().all()

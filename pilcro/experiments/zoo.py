@@ -44,7 +44,7 @@ def main(models: tuple[str, ...] = (), /, folder: Path | None = None) -> None:
     folder = folder or results.folder() / "zoo"
     trained = [(*entry, "train") for entry in entries(models)]
     complete(folder / "landscapes.jsonl", trained, landscape_record)
-    complete(folder / "sampled.jsonl", [*trained, *evaluated(trained)], sampled_record)
+    complete(folder / "sampled.jsonl", [*evaluated(trained), *trained], sampled_record)
 
 
 def evaluated(trained: list[Entry]) -> list[Entry]:

@@ -269,6 +269,8 @@ def through_cat(tensors, dim=0):
         sizes[dim] = part.shape[dim]
         if dim == 1:
             sizes[1] //= block
+            if values.ndim > 1 and values.shape[1] > sizes[1]:  # channels of a block are alike
+                values = values.unflatten(1, (sizes[1], -1)).mean(2)
         return written(values, sizes)
 
     def join(values: Iterable[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pilcro.second_moments import SecondMoment, ratio, second_moment_rule, written
+from pilcro.second_moments import SecondMoment, ratio, second_moment_rule
 
 CORRELATED = "average pooling: positions are correlated, squares do not just add up"
 WINNERS = "max pooling: every pixel of a window is taken to win equally often"
@@ -31,7 +31,7 @@ def through_max_pool(
     return x.through(
         lambda moments: window_sum(on_map(moments, x), *window) / pixels,
         (*x.shape[:2], *size),
-        average=lambda: window_sum(written(average(), x.shape), *window) / pixels,
+        average=lambda: window_sum(on_map(average(), x), *window) / pixels,
         symmetric=False,
     )
 
@@ -44,7 +44,7 @@ def through_adaptive_max_pool(x, output_size, return_indices=False):
     return x.through(
         lambda moments: F.adaptive_avg_pool2d(on_map(moments, x), output_size),
         (*x.shape[:2], None, None),
-        average=lambda: F.adaptive_avg_pool2d(written(average(), x.shape), output_size),
+        average=lambda: F.adaptive_avg_pool2d(on_map(average(), x), output_size),
         symmetric=False,
     )
 
@@ -112,7 +112,7 @@ def averaged(
     average = x.average
 
     def first() -> Tensor:
-        return mean(written(average(), x.shape)) * whole if average().any() else average()
+        return mean(with_dimensions(average(), x.ndim)) * whole if average().any() else average()
 
     if entries.max() == 1:
         return x.through(lambda moments: mean(moments) * whole, shape, average=first)
@@ -131,7 +131,12 @@ def averaged(
 
 def on_map(moments: Tensor, x: SecondMoment) -> Tensor:
     """With every pixel written out; channels that are equal stay one."""
-    return moments.expand(1, -1, *x.shape[2:])
+    return with_dimensions(moments, 4).expand(1, -1, *x.shape[2:])
+
+
+def with_dimensions(values: Tensor, count: int) -> Tensor:
+    """As many dimensions as the tensor that the values broadcast to."""
+    return values.reshape([1] * (count - values.ndim) + list(values.shape))
 
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
