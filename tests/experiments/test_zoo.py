@@ -64,9 +64,9 @@ def test_the_two_files(tmp_path, quick):
     cheap, dear = sorted(SMALL, key=lambda name: cost(name, 224))
     assert keys(tmp_path / "landscapes.jsonl") == [(cheap, 224, "train"), (dear, 224, "train")]
     assert keys(tmp_path / "sampled.jsonl") == [
+        ("shufflenet_v2_x0_5", 224, "eval"),  # the other has no batch norm
         (cheap, 224, "train"),
         (dear, 224, "train"),
-        ("shufflenet_v2_x0_5", 224, "eval"),  # the other has no batch norm
     ]
     run = results.read(tmp_path / "landscapes.jsonl")[0]
     landscape = closed_form(initial(cheap), 224)
@@ -79,8 +79,8 @@ def test_the_two_files(tmp_path, quick):
         assert not reason.startswith(("conv1", "stage"))
     sampled = results.read(tmp_path / "sampled.jsonl")
     assert [run["metrics"]["networks"] for run in sampled] == [4, 4, 4]
-    assert all(run["metrics"]["correlation"] > 0.3 for run in sampled[:2])
-    assert sampled[0]["metrics"]["level"] != sampled[2]["metrics"]["level"]
+    assert all(run["metrics"]["correlation"] > 0.3 for run in sampled[1:])
+    assert sampled[0]["metrics"]["level"] != sampled[1]["metrics"]["level"]
 
 
 def test_every_sampled_network_is_another(quick, monkeypatch):
