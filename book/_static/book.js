@@ -1,5 +1,5 @@
-// Two things that the widget manager (ipywidgets 8) leaves undone in a static page, and one that
-// the theme does.
+// Two things that the widget manager (ipywidgets 8) leaves undone in a static page, one that
+// the theme does, and tables that can be sorted.
 // The load event comes after MathJax's deferred script and before the widgets are drawn.
 window.addEventListener("load", () => {
   // It typesets labels with MathJax 2's call; the pages have MathJax 3.
@@ -26,4 +26,37 @@ window.addEventListener("load", () => {
     }
   });
   document.querySelectorAll("pre").forEach((block) => reach.observe(block));
+});
+
+// The headers of a table of class "sortable" become buttons. A first click sorts upwards, a second
+// one downwards; cells without a value stay at the end.
+const sortRows = (table, column, downwards) => {
+  const text = (row) => row.cells[column].textContent.trim();
+  const compare = (one, other) => {
+    const [a, b] = [text(one), text(other)];
+    if (a === "–" || b === "–") return (a === "–") - (b === "–");
+    const difference = a - b; // NaN for words
+    const order = Number.isNaN(difference) ? (a > b) - (a < b) : difference;
+    return downwards ? -order : order;
+  };
+  const body = table.tBodies[0];
+  body.append(...[...body.rows].sort(compare));
+};
+
+document.addEventListener("DOMContentLoaded", () => {
+  for (const table of document.querySelectorAll("table.sortable")) {
+    const headers = [...table.tHead.rows[0].cells];
+    headers.forEach((header, column) => {
+      if (table.tBodies[0].rows[0].cells[column].querySelector("img")) return;
+      const button = document.createElement("button");
+      button.append(...header.childNodes);
+      header.append(button);
+      button.addEventListener("click", () => {
+        const downwards = header.getAttribute("aria-sort") === "ascending";
+        headers.forEach((other) => other.removeAttribute("aria-sort"));
+        header.setAttribute("aria-sort", downwards ? "descending" : "ascending");
+        sortRows(table, column, downwards);
+      });
+    });
+  }
 });
