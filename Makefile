@@ -7,8 +7,9 @@ INSTALLED := .venv/.installed
 .DELETE_ON_ERROR:
 .PHONY: book test lint serve fetch colab linkcheck results bench lock clean help
 
+# One thread: the networks are small, and on a busy machine two threads wait for each other.
 book: $(INSTALLED) ## execute every chapter and build the pages
-	@$(BIN)/python book/_scripts/build.py
+	@OMP_NUM_THREADS=1 $(BIN)/python book/_scripts/build.py
 
 # One run for everything: unit tests, doctests, every notebook cell, the book's frame, the pages in
 # a browser. One thread each, because two workers and their kernels share the cores.
