@@ -33,31 +33,20 @@ def expected_squares(function: Activation, q: Tensor) -> tuple[Tensor, Tensor]:
     return row(0), row(1)
 
 
-def expected_products(function: Activation, q: Tensor, rho: Tensor) -> Tensor:
+def series(row: Callable[[int], Tensor], rho: Tensor) -> Tensor:
     """E[f(u) f(v)] for normal u, v with mean zero, E[u^2] = E[v^2] = q and correlation ``rho``.
 
     In Hermite polynomials it is a power series in the correlation with the squared coefficients of
     f; the last term takes the remainder, so that equal inputs give E[f(u)^2].
 
     Args:
-        function: elementwise.
-        q: any shape.
-        rho: 0 to 1, broadcasts with ``q``.
+        row: of the table that ``tabulated`` makes for f and q.
+        rho: 0 to 1, broadcasts with q.
 
-    >>> half = expected_products(torch.relu, torch.tensor(1.0), torch.tensor(0.0))
+    >>> half = series(tabulated(torch.relu, torch.tensor(1.0)), torch.tensor(0.0))
     >>> round(float(half * 2 * math.pi), 3)  # the square of E[relu(z)]
     1.0
     """
-    return series(tabulated(function, q), rho)
-
-
-def expected_value(function: Activation, q: Tensor) -> Tensor:
-    """E[f(z)], as :func:`expected_squares`."""
-    return tabulated(function, q)(2)
-
-
-def series(row: Callable[[int], Tensor], rho: Tensor) -> Tensor:
-    """The power series of ``expected_products`` from a table's rows."""
     terms = 1 if not rho.any() else TERMS + 1
     return sum(row(2 + n).square() * rho.clamp(0, 1) ** n for n in range(terms))
 

@@ -46,7 +46,7 @@ def rectified(rho: Tensor, mean: Tensor) -> tuple[Tensor, ...]:
     """How often u is positive, E[relu(u)^2], E[relu(u) relu(v)] and E[relu(u)] for normal u, v of
     variance 1, this mean and correlation ``rho``.
 
-    The product is a power series in the correlation, as in ``expected_products``.
+    The product is a power series in the correlation, as in :func:`pilcro.quadrature.series`.
     """
     density = torch.exp(-mean.square() / 2) / math.sqrt(2 * math.pi)
     above = torch.special.ndtr(mean)
