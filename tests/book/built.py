@@ -65,6 +65,9 @@ def pictures(page: Page) -> list[str]:
             complaints += [f"{page.name}: {name}: {p}" for p in poor_alt(image.get("alt", ""))]
         if not image.find_parent(class_="cell_output"):
             continue
+        table = image.find_parent("table")
+        if table and table.select_one("caption"):  # thumbnails in the rows of a table
+            continue
         figure = image.find_parent("figure")
         if not figure or not figure.select_one("figcaption .caption-number"):
             complaints.append(f"{page.name}: {name} stands in no numbered figure with a caption")
