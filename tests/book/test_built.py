@@ -83,6 +83,13 @@ def test_poor_pictures_are_caught(text, complaint):
     assert complaint in built.pictures(built.parse("page.html", text))[0]
 
 
+@pytest.mark.parametrize(("caption", "complaints"), [("<caption>All</caption>", 0), ("", 1)])
+def test_thumbnails_stand_in_a_table_with_a_caption(caption, complaints):
+    table = f'<table>{caption}<tr><td><img src="a.png" alt="{ALT}"></td></tr></table>'
+    page = built.parse("page.html", f'<div class="cell_output">{table}</div>')
+    assert len(built.pictures(page)) == complaints
+
+
 def test_a_described_picture_passes():
     text = f'<div class="cell_output"><figure><img alt="{ALT}">{CAPTION}</figure></div>'
     assert built.pictures(built.parse("page.html", text)) == []
