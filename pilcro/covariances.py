@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from pilcro.rules.normalisation import check_channels
 from pilcro.rules.pooling import pair
 from pilcro.second_moments import (
-    QUESTIONS,
     Run,
     SecondMoment,
+    StandIn,
     identity,
     joint_flips,
     own_flips,
@@ -67,7 +68,7 @@ class Moments:
         return Moments(path, second, shared, second.new_zeros(second.shape[:3]))
 
 
-class Covariance(torch.Tensor):
+class Covariance(StandIn):
     """Stands in for a map (1, channels, h, w) of the forward pass, and holds its ``Moments``.
 
     ``widths`` says how many channels each block has. ``sources`` and ``flips`` are those of a
@@ -127,13 +128,8 @@ class Covariance(torch.Tensor):
         )
 
     @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if function in QUESTIONS:
-            with torch._C.DisableTorchFunctionSubclass():
-                return function(*args, **kwargs)
-        if not args and "input" in kwargs:
-            args = (kwargs.pop("input"),)
+    def answer(cls, function: Callable, args: Sequence, kwargs: dict):
+        """The rule of the function here, or that for the diagonal."""
         maps = {id(x): x for x in tree_leaves((args, kwargs)) if isinstance(x, Covariance)}
         rule = RULES.get(function)
         if rule and takes(rule, args, kwargs) and all(x.instead is None for x in maps.values()):
@@ -266,9 +262,7 @@ def through_batch_norm(
     x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
 ):
     """gamma^2 / variance; in train mode the mean over batch and positions is taken out."""
-    known = weight if weight is not None else running_var
-    if known is not None and known.shape[0] != x.shape[1]:
-        raise RuntimeError(f"expected {known.shape[0]} channels, got {x.shape[1]}")
+    check_channels(x, running_var if weight is None else weight)
     shift = 0.0 if bias is None else x.run.spread(bias.square())
     if not training:
         if running_mean.any() or shift:

@@ -181,7 +181,22 @@ def at_least_single(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-class SecondMoment(torch.Tensor):
+class StandIn(torch.Tensor):
+    """Holds something about a tensor of the forward pass. Functions that it is handed to are
+    replaced by ``answer``, but for questions about its shape."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if function in QUESTIONS:
+            with torch._C.DisableTorchFunctionSubclass():
+                return function(*args, **kwargs)
+        if not args and "input" in kwargs:
+            args = (kwargs.pop("input"),)
+        return cls.answer(function, args, kwargs)
+
+
+class SecondMoment(StandIn):
     """Stands in for a tensor of the forward pass and holds the second moments of its entries.
 
     ``moments`` broadcasts to ``shape``. Where a dimension has size 1 in ``moments``, its entries
@@ -335,13 +350,8 @@ class SecondMoment(torch.Tensor):
         return self
 
     @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if function in QUESTIONS:
-            with torch._C.DisableTorchFunctionSubclass():
-                return function(*args, **kwargs)
-        if not args and "input" in kwargs:
-            args = (kwargs.pop("input"),)
+    def answer(cls, function: Callable, args: Sequence, kwargs: dict):
+        """The rule of the function, or an error that says what is missing."""
         rule = RULES.get(function)
         if rule is None:
             raise unsupported(function, args, kwargs)

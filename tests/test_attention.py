@@ -8,27 +8,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import Net, moment
 from torch import nn
 
 import pilcro
 from pilcro.second_moments import Run, UnsupportedOperation, white_noise
 
 DOUBLE = torch.float64
-
-
-class Net(nn.Module):
-    """``function`` is handed the image and the layers."""
-
-    def __init__(self, function, *layers):
-        super().__init__()
-        self.function, self.layers = function, nn.ModuleList(layers)
-
-    def forward(self, x):
-        return self.function(x, *self.layers)
-
-
-def moment(values):
-    return white_noise(values, values.shape, Run(nn.Identity(), expected=False))
 
 
 def random_values(*shape, seed=0):

@@ -13,23 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
+from networks import Net
 from torch import nn
 
 import pilcro
 from pilcro.covariances import Covariance, Moments
 from pilcro.rules.pooling import CORRELATED
 from pilcro.second_moments import Run, SecondMoment
-
-
-class Net(nn.Module):
-    """``function`` is handed the image and the layers."""
-
-    def __init__(self, function, *layers):
-        super().__init__()
-        self.function, self.layers = function, nn.ModuleList(layers)
-
-    def forward(self, x):
-        return self.function(x, *self.layers)
 
 
 def constant(net, value=0.5):

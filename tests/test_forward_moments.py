@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import Net
 from torch import nn
 
 import pilcro
@@ -94,17 +95,6 @@ def test_weights_that_are_no_numbers_are_named_behind_an_activation():
 # --- whole networks against fresh ones -----------------------------------------------------------
 
 WIDTH, SIZE = 24, 6
-
-
-class Net(nn.Module):
-    """``function`` is handed the image and the layers; it returns all that is looked at."""
-
-    def __init__(self, function, *layers):
-        super().__init__()
-        self.function, self.layers = function, nn.ModuleList(layers)
-
-    def forward(self, x):
-        return self.function(x, *self.layers)
 
 
 def conv(before=WIDTH, kernel=3):

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
+from networks import moment
 from torch import nn
 
 import pilcro
-from pilcro.second_moments import RULES, Run, UnsupportedOperation, white_noise
+from pilcro.second_moments import RULES, UnsupportedOperation
 
 # --- whole networks against path enumeration -------------------------------------------------
 
@@ -168,10 +169,6 @@ def test_the_deficit_reaches_depth_pixels_inwards(depth):
 
 
 # --- one rule at a time: for a linear operation, the rule's matrix is its matrix, squared ---------
-
-
-def moment(values, *, expected=False):
-    return white_noise(values, values.shape, Run(nn.Identity(), expected))
 
 
 def matrix(function, shape):

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from pilcro.rules.layers import total
 from pilcro.rules.moving import times
@@ -16,11 +17,8 @@ def through_batch_norm(
 ):
     """gamma^2 / variance per channel; in train mode the mean and the variance over the batch and
     the positions are those of a large batch, and what the batch shares is taken out."""
-    known = weight if weight is not None else running_var
-    if known is not None and known.shape[0] != x.shape[1]:
-        raise RuntimeError(f"expected {known.shape[0]} channels, got {x.shape[1]}")
+    check_channels(x, running_var if weight is None else weight)
     trailing = x.ndim - 2
-    gain = 1.0 if weight is None else x.run.spread(weight.square(), trailing)
     if not training:
         scale = (running_var + eps).rsqrt()
         scale = scale if weight is None else scale * weight
@@ -42,6 +40,7 @@ def through_batch_norm(
     over = [0, *range(2, x.ndim)]
     rho = x.correlation()
     rest = x.second() * (1 - rho)
+    gain = 1.0 if weight is None else x.run.spread(weight.square(), trailing)
     gain = gain / (rest.mean(over, keepdim=True) + eps)
     shift = -rho * x.second() * gain if rho.any() else 0.0
     if bias is None or not bias.any():
@@ -55,6 +54,12 @@ def through_batch_norm(
         average=lambda: x.run.spread(bias, trailing),
         symmetric=False,
     )
+
+
+def check_channels(x: Tensor, known: Tensor | None) -> None:
+    """Parameters or statistics of batch norm hold one number a channel."""
+    if known is not None and known.shape[0] != x.shape[1]:
+        raise RuntimeError(f"expected {known.shape[0]} channels, got {x.shape[1]}")
 
 
 @second_moment_rule(F.layer_norm)

@@ -22,9 +22,8 @@ def through_max_pool(
     x.run.approximate(WINNERS)
     stride = stride or kernel_size
     ones = x.moments.new_ones(1, 1, *x.shape[2:])
-    size = F.max_pool2d(ones.to("meta"), kernel_size, stride, padding, dilation, ceil_mode).shape[
-        2:
-    ]
+    pooled = F.max_pool2d(ones.to("meta"), kernel_size, stride, padding, dilation, ceil_mode)
+    size = pooled.shape[2:]
     window = (kernel_size, stride, padding, dilation, size)
     pixels = window_sum(ones, *window)
     average = x.average
