@@ -51,21 +51,35 @@ def series(row: Callable[[int], Tensor], rho: Tensor) -> Tensor:
     return sum(row(2 + n).square() * rho.clamp(0, 1) ** n for n in range(terms))
 
 
-def tabulated(function: Activation, q: Tensor) -> Callable[[int], Tensor]:
+def tabulated(
+    function: Activation, q: Tensor, known: dict[int, Tensor] | None = None
+) -> Callable[[int], Tensor]:
     """Rows of a table in log q, interpolated at ``q`` when they are asked for: E[f^2], E[f'^2],
-    then the Hermite coefficients of f, the first of which is E[f]."""
+    then the Hermite coefficients of f, the first of which is E[f].
+
+    The scales of the table are multiples of ``STEP``; those of this function that were made before
+    are found in ``known``, and new ones are left there.
+    """
     if not q.isfinite().all():
         raise ValueError("second moments are not finite: the model's weights hold NaN or are huge")
-    logs = q.clamp_min(1e-30).log()
-    low = float(logs.detach().min())
-    high = max(float(logs.detach().max()), low + STEP)  # one step wide, or there is no slope
-    count = math.ceil((high - low) / STEP) + 1
-    grid = torch.linspace(low, high, count, dtype=torch.float64, device=q.device)
-    table = on_grid(function, grid.exp()).to(q.dtype)
-    place = (logs - low) * ((count - 1) / (high - low))
-    left = place.detach().long().clamp_(0, count - 2)
-    between = place - left
-    return lambda n: torch.lerp(table[n][left], table[n][left + 1], between)
+    known = {} if known is None else known
+    places = q.clamp_min(1e-30).log() / STEP
+    low = math.floor(places.detach().min())
+    high = max(math.ceil(places.detach().max()), low + 1)  # one step wide, or there is no slope
+    scales = range(low, high + 1)
+    missing = [scale for scale in scales if scale not in known]
+    if missing:
+        grid = torch.tensor(missing, dtype=torch.float64, device=q.device) * STEP
+        known.update(zip(missing, on_grid(function, grid.exp()).unbind(1), strict=True))
+    table = torch.stack([known[scale] for scale in scales], 1).to(q.dtype)
+    left = (places.detach() - low).int().clamp_(0, high - low - 1).flatten()
+    between = places - low - left.view_as(q)
+
+    def row(n: int) -> Tensor:  # index_select is much faster than table[n][left]
+        ends = (end.index_select(0, left).view_as(q) for end in (table[n, :-1], table[n, 1:]))
+        return torch.lerp(*ends, between)
+
+    return row
 
 
 def on_grid(function: Activation, q: Tensor) -> Tensor:

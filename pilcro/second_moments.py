@@ -102,6 +102,7 @@ class Run:
     differentiable: bool = False  # with respect to the weights as well
     reasons: list[str] = field(default_factory=list)
     used: set[tuple] = field(default_factory=set)
+    tables: dict[tuple, dict] = field(default_factory=dict)  # of activations, as they are made
 
     def __post_init__(self) -> None:
         self.parameters = {identity(parameter) for parameter in self.model.parameters()}

@@ -68,8 +68,8 @@ def through_activation(function, x, *args, inplace=False, **kwargs):
     """E[f(z)^2] goes on, E[f'(z)^2] comes back, for z ~ N(0, q)."""
     x.run.approximate(f"{function.__name__}: its input is taken to be normal with mean zero")
     q, rho = x.second(), x.correlation
-    function = partial(function, *args, **kwargs)
-    row = tabulated(function, q)
+    known = x.run.tables.setdefault((function, args, *kwargs.items()), {})
+    row = tabulated(partial(function, *args, **kwargs), q, known)
     value, slope = row(0), row(1)
     new = SecondMoment(
         value + slope * (x.moments - q),

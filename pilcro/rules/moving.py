@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,7 @@ def through_pad(x, pad, mode="constant", value=None):
 def through_move(function: Callable, x: SecondMoment, *args, **kwargs):
     """The same move of the moments; some moves give several parts."""
 
+    @cache  # the parts share one move, forwards and back
     def move(values: Tensor) -> Tensor | tuple[Tensor, ...]:
         return function(written(values, x.shape), *args, **kwargs)
 
@@ -64,9 +65,14 @@ def moved(x: SecondMoment, move: Callable[[Tensor], Tensor], shape: torch.Size) 
     def once(values: Tensor) -> Tensor:
         return once_each(move(values))
 
-    average = x.average
+    def once_if_many(value: Thunk) -> Thunk:
+        return lambda: once(value()) if value().ndim else value()
+
     new = x.through(
-        once, tuple(shape), average=lambda: once(average()) if average().ndim else average()
+        once,
+        tuple(shape),
+        correlation=once_if_many(x.correlation),
+        average=once_if_many(x.average),
     )
     new.is_view = x.is_view = True
     return new
