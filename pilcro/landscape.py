@@ -500,17 +500,21 @@ def check_output(output: Tensor, batch: int) -> Tensor:
 
 @contextmanager
 def computing(
-    model: nn.Module, shape: tuple[int, ...], generator: torch.Generator
+    model: nn.Module,
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    *,
+    autocast: bool = False,
 ) -> Iterator[None]:
-    """Gradients on, autocast off, randomness from the generator; and what PyTorch says about
-    shapes becomes one error that names the images which were tried."""
+    """Gradients on, autocast off (or as it is, if ``autocast``), randomness from the generator; and
+    what PyTorch says about shapes becomes one error that names the images which were tried."""
     device, _ = placement(model)
     compiled = "torch._dynamo" in sys.modules  # slow to import, and without it nothing is compiled
     with (
         torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
         torch.inference_mode(False),
         torch.enable_grad(),
-        torch.autocast(device.type, enabled=False),
+        nullcontext() if autocast else torch.autocast(device.type, enabled=False),
         randomness_from(generator, device),
     ):
         try:

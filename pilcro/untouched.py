@@ -22,14 +22,19 @@ class Borrowed(nn.Module):
         return self.work(self.model, *arguments)
 
 
-def with_untouched(model: nn.Module, work: Callable[..., Result], *arguments: object) -> Result:
+def with_untouched(
+    model: nn.Module, work: Callable[..., Result], *arguments: object, detached: bool = True
+) -> Result:
     """``work(model, *arguments)`` on detached parameters and copies of the buffers.
 
+    If not ``detached``, what comes back can be differentiated with respect to the parameters.
     Batch norm may update the copies; gradients, modes, hooks and running statistics of ``model``
     stay as they are, also when the work raises. The work includes the backward pass, because
     checkpointing runs a forward in it. A forward that changes its weights in place does so.
     """
-    parameters = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    parameters = {
+        f"model.{name}": p.detach() if detached else p for name, p in model.named_parameters()
+    }
     buffers = {f"model.{name}": b.clone() for name, b in model.named_buffers()}
     return torch.func.functional_call(Borrowed(model, work), parameters | buffers, arguments)
 

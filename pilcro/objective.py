@@ -1,0 +1,203 @@
+"""The ¶-objective: a penalty on the curvature of a network's importance landscape.
+
+Chapter 8 builds it step by step, chapter 9 says what its settings cost.
+"""
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
+
+from pilcro.curvature import FORMS, curvature
+from pilcro.double_backward import CheapDoubleBackward
+from pilcro.landscape import (
+    check_images,
+    check_output,
+    computing,
+    positive_int,
+    unit_vectors,
+    unwrapped,
+)
+from pilcro.propagate import propagate
+from pilcro.second_moments import at_least_single
+from pilcro.shapes import Float, Images, Map
+from pilcro.untouched import as_generator, one_tensor, with_untouched
+
+ESTIMATORS = ("backprop", "twin")
+
+
+class PObjective:
+    """A penalty to add to the loss of a training step: ``loss = task_loss + penalty``.
+
+    ``backprop`` takes the landscape of the network on a part of the batch: the squared gradient of
+    one random projection of the outputs for each image, differentiated once more. ``twin`` takes
+    the closed form for the drawn weights, which needs no data.
+
+    The model is used in the mode it is in; running statistics, stored gradients and the global
+    random numbers stay as they are. With DistributedDataParallel all processes get the penalty of
+    the global batch; their generators must be in the same state, as they are at the start. A
+    compiled model is run uncompiled here, on the same parameters. Under autocast the network runs
+    as autocast says, the map and its curvature in float32. Checkpointed parts with batch norm move
+    their running statistics once more in the backward pass, as they do without a penalty.
+
+    Args:
+        weight: factor of the curvature, not negative.
+        form: of the curvature: ``"log"``, ``"mean"`` or ``"raw"``; see :func:`pilcro.curvature`.
+        estimator: ``"backprop"`` or ``"twin"``.
+        fraction: of the batch that ``backprop`` takes, in (0, 1]; at least one image, evenly
+            spread over the batch.
+        every: only each ``every``-th call, beginning with the first, computes a penalty, and gives
+            ``every`` times as much; the others give 0.
+        levels: of the curvature's pyramid.
+        projections: of the outputs, for each image; more of them, less noise.
+        generator: of the projections and of dropout; None stands for seed 0.
+
+    Raises:
+        TypeError, ValueError: a setting out of range; at the call, what is no model or no batch of
+            images, or a map too small for ``levels``.
+        UnsupportedOperation: ``twin`` has no rule for an operation of the model.
+        FloatingPointError: the penalty is not finite, and why.
+
+    Source: the paper's idea (arXiv 2001.09696), our forms and estimators; chapters 7 to 9.
+
+    >>> net, images = nn.Conv2d(1, 4, 3, stride=2), torch.ones(8, 1, 9, 9)
+    >>> p_objective = PObjective(0.01)
+    >>> p_objective(net, images).backward()
+    """
+
+    def __init__(
+        self,
+        weight: float = 0.01,
+        *,
+        form: str = "log",
+        estimator: str = "backprop",
+        fraction: float = 0.25,
+        every: int = 1,
+        levels: int = 3,
+        projections: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"weight must be a finite number of at least 0, got {weight!r}")
+        if form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}")
+        if estimator not in ESTIMATORS:
+            raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}; got {estimator!r}")
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction must lie in (0, 1], got {fraction!r}")
+        self.weight, self.form, self.estimator, self.fraction = weight, form, estimator, fraction
+        self.every = positive_int("every", every)
+        self.levels = positive_int("levels", levels)
+        self.projections = positive_int("projections", projections)
+        self.generator = as_generator(generator)
+        self.calls = 0
+
+    def __call__(self, model: nn.Module, images: Images) -> Float[Tensor, ""]:
+        group = model.process_group if isinstance(model, DistributedDataParallel) else None
+        model = unwrapped(model)
+        check_images(images, model)
+        self.calls += 1
+        if (self.calls - 1) % self.every:
+            return images.new_zeros((), dtype=at_least_single(images.dtype))
+        importance = self.landscape(model, images, group)
+        if not importance.isfinite().all():
+            raise FloatingPointError(
+                f"call {self.calls} of the ¶-objective: the squared gradient of the outputs with "
+                "respect to the images is not finite; the weights have diverged, or half "
+                "precision overflows"
+            )
+        with torch.autocast(importance.device.type, enabled=False):
+            value = curvature(importance, form=self.form, levels=self.levels)
+        return self.every * self.weight * value
+
+    def landscape(self, model: nn.Module, images: Images, group: dist.ProcessGroup | None) -> Map:
+        """The map whose curvature is penalised, with a graph to the parameters."""
+        if self.estimator == "twin":
+            return twin(model, images.shape)
+        return backprop(model, images, self.fraction, self.projections, self.generator, group)
+
+    def state_dict(self) -> dict[str, int | Tensor]:
+        """What a training run needs to be resumed: calls so far, and the generator's state."""
+        return {"calls": self.calls, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, int | Tensor]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        self.calls = state["calls"]
+        self.generator.set_state(state["generator"])
+
+
+def twin(model: nn.Module, shape: torch.Size) -> Map:
+    """The closed form for these weights, as a differentiable function of them."""
+
+    def work(model: nn.Module) -> Map:
+        graph = {"expected": False, "differentiable": True}
+        return propagate(model, tuple(shape[2:]), shape[1], **graph)[0]
+
+    with computing(model, (1, *shape[1:]), as_generator(None)):
+        return with_untouched(model, work, detached=False)
+
+
+def backprop(
+    model: nn.Module,
+    images: Images,
+    fraction: float,
+    projections: int,
+    generator: torch.Generator,
+    group: dist.ProcessGroup | None = None,
+) -> Map:
+    """Squared gradients of random projections, averaged over a part of the (global) batch."""
+    graph = torch.is_grad_enabled()
+    before, batch = place_in_batch(images, group)
+    chosen = evenly_spread(batch, fraction)
+    ours = [i for i in chosen if before <= i < before + len(images)]
+    first, count = (chosen.index(ours[0]), len(ours)) if ours else (0, 0)
+    # A process that has none takes part all the same, and counts for nothing.
+    rows = [i - before for i in ours] or [0]
+
+    def work(model: nn.Module) -> Map:
+        x = images.detach()[rows].requires_grad_()
+        with CheapDoubleBackward() as mode:
+            output = check_output(one_tensor(model(x)), len(x)).flatten(1)
+            output = output.to(at_least_single(output.dtype))
+            vectors = unit_vectors(len(chosen), output.shape[1], projections, generator)
+            vectors = vectors[first : first + len(rows)].to(output)
+            total = torch.zeros_like(x[0, 0], dtype=output.dtype)
+            for v in vectors.unbind(2):
+                gradient = mode.input_gradient(output, x, v, create_graph=graph)
+                total = total + gradient.to(output.dtype).square().sum((0, 1))
+        return total * (count / (len(rows) * len(chosen) * vectors.shape[2]))
+
+    with (
+        computing(model, tuple(images.shape), generator, autocast=True),
+        sdpa_kernel(SDPBackend.MATH),  # the fused kernels cannot be differentiated twice
+    ):
+        importance = with_untouched(model, work, detached=not graph)
+    if group is None:
+        return importance
+    from torch.distributed.nn.functional import all_reduce  # not in every build of PyTorch
+
+    return all_reduce(importance, group=group)
+
+
+def place_in_batch(images: Images, group: dist.ProcessGroup | None) -> tuple[int, int]:
+    """How many images the processes before this one hold, and how many all of them do."""
+    if group is None:
+        return 0, len(images)
+    mine = torch.tensor([len(images)], device=images.device)
+    sizes = [torch.zeros_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(sizes, mine, group)
+    counts = torch.cat(sizes).tolist()
+    return sum(counts[: dist.get_rank(group)]), sum(counts)
+
+
+def evenly_spread(batch: int, fraction: float) -> list[int]:
+    """Positions of ceil(fraction * batch) images; 0 is one of them.
+
+    >>> evenly_spread(8, 0.25), evenly_spread(5, 0.5), evenly_spread(3, 1.0)
+    ([0, 4], [0, 2, 4], [0, 1, 2])
+    """
+    steps = [math.ceil(i * fraction) for i in range(batch + 1)]
+    return [i for i in range(batch) if steps[i] < steps[i + 1]]
