@@ -38,6 +38,7 @@ linkcheck: $(INSTALLED) ## ask every outside link of the book for an answer (nee
 results: $(INSTALLED) ## complete data/results (delete a file there to have it made anew)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pilcro.experiments.zoo
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/closed_form_cost.py --full
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/penalty_cost.py --full
 
 bench: $(INSTALLED) ## run benchmarks/*.py: ratios of times, measured side by side
 	@set -e; for file in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
