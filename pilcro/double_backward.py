@@ -57,7 +57,8 @@ def checkpointed() -> bool:
 def through_conv2d(
     mode, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
 ) -> Tensor:
-    if isinstance(padding, str) or input.ndim != 4:  # rare, and "same" may pad one side only
+    rare = isinstance(padding, str) or input.ndim != 4  # "same" may pad one side only
+    if rare or computed(weight):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     x, weight, bias = cast_as_autocast_would(input, weight, bias)
     setting = (pair(stride), pair(padding), pair(dilation), False, [0, 0], groups)
@@ -105,20 +106,28 @@ def weight_gradient(out: Tensor, x: Tensor, weight: Tensor, setting: tuple) -> T
     return aten.convolution_backward(out, x, weight, None, *setting, [False, True, False])[1]
 
 
-def pair(value: int | tuple[int, int]) -> list[int]:
+def pair(value: int | tuple[int, ...] | list[int]) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
 
 
+def computed(*weights: Tensor | None) -> bool:
+    """A weight that the forward computes may depend on the image: its gradient is wanted too."""
+    return any(weight is not None and weight.grad_fn is not None for weight in weights)
+
+
 def cast_as_autocast_would(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Autocast does not look into custom functions."""
+    """Autocast does not look into custom functions; it leaves float64 alone."""
     kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
+    if not torch.is_autocast_enabled(kind) or tensors[0].dtype == torch.float64:
         return list(tensors)
     dtype = torch.get_autocast_dtype(kind)
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
 
 # --- batch norm ---------------------------------------------------------------------------------
+
+
+ONCE = "the penalty can be differentiated once, not with create_graph=True"
 
 
 def through_batch_norm(
@@ -132,13 +141,16 @@ def through_batch_norm(
     momentum=0.1,
     eps=1e-5,
 ) -> Tensor:
+    single = input.numel() == input.shape[1]  # PyTorch refuses one value a channel
+    if training and (single or computed(weight, bias)):
+        return F.batch_norm(input, None, None, weight, bias, True, momentum, eps)
     if training:
         return BatchNorm.apply(input, weight, bias, eps, mode)
     trailing = [1] * (input.ndim - 2)
     scale = (running_var + eps).rsqrt()
     scale = scale if weight is None else scale * weight
     shift = -running_mean * scale if bias is None else bias - running_mean * scale
-    return input * scale.view(-1, *trailing) + shift.view(-1, *trailing)
+    return (input * scale.view(-1, *trailing) + shift.view(-1, *trailing)).to(input.dtype)
 
 
 class BatchNorm(Function):
@@ -158,7 +170,7 @@ class BatchNorm(Function):
         to_x = BatchNormInput.apply(out, x, weight, mean, scale, ctx.eps)
         if ctx.mode.inner:
             return to_x, None, None, None, None
-        raise RuntimeError("the penalty can be differentiated once, not with create_graph=True")
+        raise RuntimeError(ONCE)
 
 
 class BatchNormInput(Function):
@@ -175,6 +187,8 @@ class BatchNormInput(Function):
         """With u = ``out``, z = (x - mean) scale, g the weight and <.> the mean over batch and
         positions, the forward is g scale (u - <u> - z <u z>); it is linear in u, its matrix is
         symmetric, and the rest is the product rule."""
+        if torch.is_grad_enabled():
+            raise RuntimeError(ONCE)
         u, x, weight, mean, scale = ctx.saved_tensors
         count = x.numel() // x.shape[1]
         to_u, vz, v_sum = norm_backward(v, x, weight, mean, scale, ctx.eps, [True] * 3)

@@ -4,6 +4,7 @@ Chapter 8 builds it step by step, chapter 9 says what its settings cost.
 """
 
 import math
+from numbers import Real
 
 import torch
 import torch.distributed as dist
@@ -80,6 +81,9 @@ class PObjective:
         projections: int = 1,
         generator: torch.Generator | None = None,
     ) -> None:
+        for name, value in (("weight", weight), ("fraction", fraction)):
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"{name} must be a number, got {value!r}")
         if not 0 <= weight < math.inf:
             raise ValueError(f"weight must be a finite number of at least 0, got {weight!r}")
         if form not in FORMS:
@@ -96,22 +100,27 @@ class PObjective:
         self.calls = 0
 
     def __call__(self, model: nn.Module, images: Images) -> Float[Tensor, ""]:
-        group = model.process_group if isinstance(model, DistributedDataParallel) else None
+        group = process_group(model)
         model = unwrapped(model)
         check_images(images, model)
         self.calls += 1
         if (self.calls - 1) % self.every:
             return images.new_zeros((), dtype=at_least_single(images.dtype))
         importance = self.landscape(model, images, group)
-        if not importance.isfinite().all():
-            raise FloatingPointError(
-                f"call {self.calls} of the ¶-objective: the squared gradient of the outputs with "
-                "respect to the images is not finite; the weights have diverged, or half "
-                "precision overflows"
-            )
+        self.refuse_overflow(importance.sum())  # not finite if a pixel is not, or the mean is not
         with torch.autocast(importance.device.type, enabled=False):
             value = curvature(importance, form=self.form, levels=self.levels)
-        return self.every * self.weight * value
+        penalty = self.every * self.weight * value
+        self.refuse_overflow(penalty)
+        return penalty
+
+    def refuse_overflow(self, number: Float[Tensor, ""]) -> None:
+        if not number.isfinite():
+            raise FloatingPointError(
+                f"call {self.calls} of the ¶-objective: the squared gradient of the outputs with "
+                "respect to the images, or its curvature, is not finite; the weights have "
+                "diverged, or half precision overflows"
+            )
 
     def landscape(self, model: nn.Module, images: Images, group: dist.ProcessGroup | None) -> Map:
         """The map whose curvature is penalised, with a graph to the parameters."""
@@ -149,6 +158,7 @@ def backprop(
     group: dist.ProcessGroup | None = None,
 ) -> Map:
     """Squared gradients of random projections, averaged over a part of the (global) batch."""
+    refuse_synchronised(model)
     graph = torch.is_grad_enabled()
     before, batch = place_in_batch(images, group)
     chosen = evenly_spread(batch, fraction)
@@ -164,6 +174,7 @@ def backprop(
             output = output.to(at_least_single(output.dtype))
             vectors = unit_vectors(len(chosen), output.shape[1], projections, generator)
             vectors = vectors[first : first + len(rows)].to(output)
+            vectors.requires_grad_(graph)  # or a once_differentiable function stays silent
             total = torch.zeros_like(x[0, 0], dtype=output.dtype)
             for v in vectors.unbind(2):
                 gradient = mode.input_gradient(output, x, v, create_graph=graph)
@@ -175,11 +186,43 @@ def backprop(
         sdpa_kernel(SDPBackend.MATH),  # the fused kernels cannot be differentiated twice
     ):
         importance = with_untouched(model, work, detached=not graph)
-    if group is None:
-        return importance
-    from torch.distributed.nn.functional import all_reduce  # not in every build of PyTorch
+    return importance if group is None else SumOverProcesses.apply(importance, group)
 
-    return all_reduce(importance, group=group)
+
+class SumOverProcesses(torch.autograd.Function):
+    """A sum that can be differentiated: what the sum is worth to all processes goes back to each.
+
+    PyTorch's own moves from one module to another between its releases.
+    """
+
+    @staticmethod
+    def forward(ctx, importance, group):
+        ctx.group, total = group, importance.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return SumOverProcesses.apply(gradient, ctx.group), None
+
+
+def process_group(model: object) -> dist.ProcessGroup | None:
+    """That of the processes which share a batch, None where there is one process."""
+    model = getattr(model, "_orig_mod", model)  # torch.compile
+    return model.process_group if isinstance(model, DistributedDataParallel) else None
+
+
+def refuse_synchronised(model: nn.Module) -> None:
+    """Its statistics pass from process to process in a way that cannot be differentiated twice."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    for name, module in model.named_modules():
+        synchronised = isinstance(module, nn.SyncBatchNorm) and module.training
+        if synchronised and dist.get_world_size(module.process_group) > 1:
+            raise ValueError(
+                f"module {name!r} is a SyncBatchNorm in train mode, which cannot be differentiated "
+                "twice over several processes; use BatchNorm2d, or put it in eval mode"
+            )
 
 
 def place_in_batch(images: Images, group: dist.ProcessGroup | None) -> tuple[int, int]:
