@@ -41,9 +41,11 @@ class PObjective:
     random numbers stay as they are. With DistributedDataParallel all processes get the penalty of
     the global batch; their generators must be in the same state, as they are at the start. A
     compiled model is run uncompiled here, on the same parameters. Under autocast the network runs
-    as autocast says, the map and its curvature in float32. Where no path reaches a pixel, ``"log"``
-    holds a cliff that nothing smooths: take ``"mean"``, or another image size. Checkpointed parts with batch norm move
-    their running statistics once more in the backward pass, as they do without a penalty.
+    as autocast says, the map and its curvature in float32. Checkpointed parts with batch norm move
+    their running statistics once more in the backward pass, as they do without a penalty; those
+    with attention need the whole step inside ``sdpa_kernel(SDPBackend.MATH)``. Where no path
+    reaches a pixel, ``"log"`` holds a cliff that nothing smooths: take ``"mean"``, or another image
+    size.
 
     Args:
         weight: factor of the curvature, not negative.
