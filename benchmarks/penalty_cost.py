@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from pilcro import PObjective, draw_network
 from pilcro.experiments import results
-from pilcro.models import resnet18_small_images, small_cnn
+from pilcro.models import plain_cnn, resnet18_small_images
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...]]] = {
     # name: builder, image size, batch sizes
-    "small_cnn": (partial(small_cnn, channels=3), 32, (32, 64, 128, 256)),
+    "plain_cnn": (partial(plain_cnn, channels=3), 32, (32, 64, 128, 256)),
     "resnet18_small_images": (resnet18_small_images, 32, (32, 64, 128, 256)),
     "resnet50": (lambda: torchvision_model("resnet50"), 64, (32, 128)),
 }
@@ -70,7 +70,7 @@ def jacobian_penalty(generator: torch.Generator, model: nn.Module, images: Tenso
 
 
 def main(
-    networks: tuple[str, ...] = ("small_cnn",),
+    networks: tuple[str, ...] = ("plain_cnn",),
     /,
     full: bool = False,
     device: str = "cpu",

@@ -1,29 +1,50 @@
-"""The few small networks that the chapters train."""
+"""The few small networks that chapters and experiments train; none of them starts out flat."""
 
 from torch import nn
 
 
-def small_cnn(classes: int = 10, *, channels: int = 1, width: int = 32) -> nn.Module:
-    """A plain CNN: four 3x3 convolutions, every second one with stride 2, ReLUs, global average
-    pooling, a linear head; no batch norm.
+def small_cnn(classes: int = 10, channels: int = 1, image_size: int = 28) -> nn.Sequential:
+    """Three 3x3 convolutions with stride 2, ReLUs between them, and one linear layer.
 
     Args:
-        classes: outputs.
-        channels: of the images.
-        width: channels of the first two layers; the others have twice as many.
+        classes: number of outputs.
+        channels: of the image.
+        image_size: pixels a side.
 
-    >>> small_cnn()(torch.zeros(2, 1, 28, 28)).shape
+    Returns:
+        A network from (batch, channels, image_size, image_size) to (batch, classes).
+
+    >>> import torch
+    >>> small_cnn(classes=3)(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 3])
+    """
+    side = image_size
+    layers = []
+    for before, after in ((channels, 16), (16, 32), (32, 32)):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.ReLU()]
+        side = (side + 1) // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * side**2, classes))
+
+
+def plain_cnn(classes: int = 10, channels: int = 1) -> nn.Sequential:
+    """Four 3x3 convolutions, every second one with stride 2, ReLUs, global average pooling and a
+    linear layer; no batch norm. It takes images of any size.
+
+    Args:
+        classes: number of outputs.
+        channels: of the image.
+
+    Returns:
+        A network from (batch, channels, height, width) to (batch, classes).
+
+    >>> import torch
+    >>> plain_cnn(channels=3)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
     layers: list[nn.Module] = []
-    for wide_in, wide_out, stride in (
-        (channels, width, 1),
-        (width, width, 2),
-        (width, 2 * width, 1),
-        (2 * width, 2 * width, 2),
-    ):
-        layers += [nn.Conv2d(wide_in, wide_out, 3, stride, padding=1), nn.ReLU()]
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, classes)]
+    for before, after, stride in ((channels, 32, 1), (32, 32, 2), (32, 64, 1), (64, 64, 2)):
+        layers += [nn.Conv2d(before, after, 3, stride, padding=1), nn.ReLU()]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes)]
     return nn.Sequential(*layers, *head)
 
 

@@ -23,7 +23,7 @@ def script(monkeypatch):
 
 def test_full_stores_each_entry_once(script, tmp_path, capsys, monkeypatch):
     path = tmp_path / "penalty.jsonl"
-    monkeypatch.setattr(script, "NETWORKS", {"small_cnn": script.NETWORKS["small_cnn"]})
+    monkeypatch.setattr(script, "NETWORKS", {"plain_cnn": script.NETWORKS["plain_cnn"]})
     script.main(full=True, path=path)
     script.main(full=True, path=path)
     runs = results.read(path)
@@ -47,7 +47,7 @@ def test_every_setting_trains(script, monkeypatch):
     taken = []
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self: taken.append(self))
     for setting, (count, _) in script.penalties().items():
-        script.penalised_step("small_cnn", config, setting)()
+        script.penalised_step("plain_cnn", config, setting)()
         assert len(taken) == count, setting
         (group,) = taken[0].param_groups
         assert all(p.grad is not None and p.grad.any() for p in group["params"])
@@ -65,4 +65,4 @@ def test_the_peer_is_the_norm_of_the_jacobian(script):
 def test_peak_memory_of_a_process_of_its_own():
     script = importlib.import_module("penalty_cost")
     config = {"batch": 8, "device": "cpu", "precision": "float32", "channels_last": False}
-    assert script.peak_memory("small_cnn", config, "plain") > 2**20
+    assert script.peak_memory("plain_cnn", config, "plain") > 2**20
