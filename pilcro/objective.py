@@ -43,7 +43,8 @@ class PObjective:
     compiled model is run uncompiled here, on the same parameters. Under autocast the network runs
     as autocast says, the map and its curvature in float32. Checkpointed parts with batch norm move
     their running statistics once more in the backward pass, as they do without a penalty; those
-    with attention need the whole step inside ``sdpa_kernel(SDPBackend.MATH)``. Where no path
+    with attention need the whole step inside ``sdpa_kernel(SDPBackend.MATH)``. Peak memory is lower
+    if ``penalty.backward()`` comes before the forward pass of the task. Where no path
     reaches a pixel, ``"log"`` holds a cliff that nothing smooths: take ``"mean"``, or another image
     size.
 
