@@ -26,8 +26,8 @@ def expected_squares(function: Activation, q: Tensor) -> tuple[Tensor, Tensor]:
         linear interpolation (to about 0.01 %), so the cost does not grow with the map.
 
     >>> value, slope = expected_squares(torch.relu, torch.tensor([1.0, 4.0]))
-    >>> value.tolist(), [round(s, 3) for s in slope.tolist()]
-    ([0.5, 2.0], [0.5, 0.5])
+    >>> [round(v, 3) for v in (*value.tolist(), *slope.tolist())]
+    [0.5, 2.0, 0.5, 0.5]
     """
     row = tabulated(function, q)
     return row(0), row(1)
