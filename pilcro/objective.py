@@ -126,7 +126,7 @@ class PObjective:
                 "diverged, or half precision overflows"
             )
 
-    def landscape(self, model: nn.Module, images: Images, group: dist.ProcessGroup | None) -> Map:
+    def landscape(self, model: nn.Module, images: Images, group: "dist.ProcessGroup | None") -> Map:
         """The map whose curvature is penalised, with a graph to the parameters."""
         if self.estimator == "twin":
             return twin(model, images.shape)
@@ -159,7 +159,7 @@ def backprop(
     fraction: float,
     projections: int,
     generator: torch.Generator,
-    group: dist.ProcessGroup | None = None,
+    group: "dist.ProcessGroup | None" = None,
 ) -> Map:
     """Squared gradients of random projections, averaged over a part of the (global) batch."""
     refuse_synchronised(model)
@@ -210,7 +210,7 @@ class SumOverProcesses(torch.autograd.Function):
         return SumOverProcesses.apply(gradient, ctx.group), None
 
 
-def process_group(model: object) -> dist.ProcessGroup | None:
+def process_group(model: object) -> "dist.ProcessGroup | None":
     """That of the processes which share a batch, None where there is one process."""
     model = getattr(model, "_orig_mod", model)  # torch.compile
     return model.process_group if isinstance(model, DistributedDataParallel) else None
@@ -229,7 +229,7 @@ def refuse_synchronised(model: nn.Module) -> None:
             )
 
 
-def place_in_batch(images: Images, group: dist.ProcessGroup | None) -> tuple[int, int]:
+def place_in_batch(images: Images, group: "dist.ProcessGroup | None") -> tuple[int, int]:
     """How many images the processes before this one hold, and how many all of them do."""
     if group is None:
         return 0, len(images)
