@@ -332,7 +332,8 @@ class SecondMoment(StandIn):
 
         ``trailing`` dimensions stand behind that of the biases.
         """
-        shift = 0.0 if bias is None else self.run.spread(bias.square(), trailing)
+        zero = bias is None or not bias.any()  # as they start: then images share nothing
+        shift = 0.0 if zero else self.run.spread(bias.square(), trailing)
         if bias is not None:
             if identity(bias) in self.run.used:
                 self.run.approximate("biases used more than once: they are not independent")

@@ -376,7 +376,7 @@ def test_relu_at_its_corner():
         assert torch.autograd.grad(F.relu(x).sum(), x)[0].tolist() == [0, 0, 1]
 
 
-@pytest.mark.parametrize("function", sorted(REPLACED, key=str), ids=str)
+@pytest.mark.parametrize("function", REPLACED, ids=torch.overrides.resolve_name)
 def test_every_replaced_function_is_reached(function, monkeypatch):
     seen = []
     monkeypatch.setitem(REPLACED, function, lambda mode, *a, **k: seen.append(function))

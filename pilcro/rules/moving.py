@@ -157,6 +157,11 @@ def through_add(x, other, *, alpha=1):
         one, two = matched(one, two)
         return one + alpha**2 * two + means
 
+    def shared() -> Tensor:
+        if isinstance(means, float) and not (xr().any() or yr().any()):
+            return xr().new_zeros(())  # one number keeps what follows cheap
+        return ratio(plus(xr() * x2(), yr() * y2()), plus(x2(), y2()))
+
     return SecondMoment(
         plus(x.moments, other.moments),
         shape,
@@ -164,7 +169,7 @@ def through_add(x, other, *, alpha=1):
         x.sources | other.sources,
         joint_flips([x, other]),
         second=lambda: plus(x2(), y2()),
-        correlation=lambda: ratio(plus(xr() * x2(), yr() * y2()), plus(x2(), y2())),
+        correlation=shared,
         average=lambda: sum(matched(x1(), alpha * y1())),
     )
 
