@@ -241,7 +241,8 @@ def test_the_set_appears_by_one_rename_of_its_folder(server, register, tmp_path,
 
 def fetch_in_a_process(url, folder):
     program = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background shells have it ignored
 from pilcro.data import DATASETS, DataSet, fetch
 from pilcro.data.archives import unpack_gzip
 from pilcro.data.registry import File
