@@ -12,9 +12,8 @@ import torch
 import tyro
 from _timing import in_turns, ratio, seconds
 from torch import nn
-from tqdm import tqdm
 
-from pilcro import UnsupportedOperation, closed_form
+from pilcro import closed_form
 from pilcro.experiments import results
 from pilcro.experiments.torchvision_models import default_size, entries, family, initial
 
@@ -30,20 +29,14 @@ def main(models: tuple[str, ...] = (), /, full: bool = False, path: Path | None 
         path: of the results; data/results/cost/closed_form.jsonl if it is not given.
     """
     path = path or results.folder() / "cost" / "closed_form.jsonl"
-    runs = results.read(path) if full and path.exists() else []
-    there = {(run["network"], run["config"]["image_size"]) for run in runs}
     wanted = entries(models) if full or models else one_of_each_family()
-    bar = tqdm([entry for entry in wanted if entry not in there])
-    for name, size in bar:
-        bar.set_postfix_str(f"{name} at {size}")
-        try:
-            run = measure(name, size)
-        except UnsupportedOperation as error:
-            bar.write(f"{name}: {error}")
-            continue
-        runs.append(run)
-        if full:
-            results.append(path, run)
+    runs = results.complete(
+        path if full else None,
+        wanted,
+        measure,
+        lambda run: (run["network"], run["config"]["image_size"]),
+        "{} at {}",
+    )
     print(table(runs).to_string(index=False))
 
 

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 import tyro
 from _timing import in_turns, ratio, seconds
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pilcro import PObjective, draw_network
 from pilcro.experiments import results
@@ -37,6 +36,7 @@ TARGETS = {  # design: times, and the peak memory of the second
     "backprop, quarter batch, every 4th step": 1.2,
     "twin": 1.1,
 }
+CONFIG = ("batch", "image_size", "device", "precision", "channels_last")
 Penalty = Callable[[nn.Module, Tensor], Tensor]
 Step = Callable[[], None]
 
@@ -89,20 +89,18 @@ def main(
         path: of the results; data/results/cost/penalty.jsonl if it is not given.
     """
     path = path or results.folder() / "cost" / "penalty.jsonl"
-    runs = results.read(path) if full and path.exists() else []
-    how = {"device": device, "precision": precision, "channels_last": channels_last}
-    there = [(run["network"], run["config"]) for run in runs]
     wanted = [
-        (name, {"batch": batch, "image_size": NETWORKS[name][1], **how})
+        (name, batch, NETWORKS[name][1], device, precision, channels_last)
         for name in (NETWORKS if full else networks)
         for batch in NETWORKS[name][2]
     ]
-    bar = tqdm([entry for entry in wanted if entry not in there])
-    for name, config in bar:
-        bar.set_postfix_str(f"{name}, batch {config['batch']}")
-        runs.append(measure(name, config))
-        if full:
-            results.append(path, runs[-1])
+    runs = results.complete(
+        path if full else None,
+        wanted,
+        lambda name, *values: measure(name, dict(zip(CONFIG, values, strict=True))),
+        lambda run: (run["network"], *(run["config"][key] for key in CONFIG)),
+        "{}, batch {}",
+    )
     print(table(runs).to_string(index=False))
 
 

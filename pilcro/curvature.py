@@ -103,12 +103,16 @@ def curvature(importance: Map, *, form: str = "log", levels: int = 3) -> Tensor:
         raise ValueError(
             f"importance must be a non-empty (height, width) map, got {tuple(importance.shape)}"
         )
+    check_form(form)
     if form == "log":
         field = log_landscape(importance)
     elif form == "mean":
         field = normalise(importance)
-    elif form == "raw":
-        field = importance * importance.numel()
     else:
-        raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}")
+        field = importance * importance.numel()
     return torch.stack([laplacian(level).square().mean() for level in pyramid(field, levels)]).sum()
+
+
+def check_form(form: object) -> None:
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}")

@@ -13,6 +13,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
+from pilcro.rules.normalisation import as_affine
+from pilcro.rules.pooling import pair
+
 aten = torch.ops.aten
 
 
@@ -106,10 +109,6 @@ def weight_gradient(out: Tensor, x: Tensor, weight: Tensor, setting: tuple) -> T
     return aten.convolution_backward(out, x, weight, None, *setting, [False, True, False])[1]
 
 
-def pair(value: int | tuple[int, ...] | list[int]) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
-
-
 def computed(*weights: Tensor | None) -> bool:
     """A weight that the forward computes may depend on the image: its gradient is wanted too."""
     return any(weight is not None and weight.grad_fn is not None for weight in weights)
@@ -147,9 +146,7 @@ def through_batch_norm(
     if training:
         return BatchNorm.apply(input, weight, bias, eps, mode)
     trailing = [1] * (input.ndim - 2)
-    scale = (running_var + eps).rsqrt()
-    scale = scale if weight is None else scale * weight
-    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    scale, shift = as_affine(running_mean, running_var, weight, bias, eps)
     return (input * scale.view(-1, *trailing) + shift.view(-1, *trailing)).to(input.dtype)
 
 
@@ -165,7 +162,8 @@ class BatchNorm(Function):
     def backward(ctx, out):
         x, weight, mean, scale = ctx.saved_tensors
         if not torch.is_grad_enabled():
-            gradients = norm_backward(out, x, weight, mean, scale, ctx.eps, ctx.needs_input_grad)
+            wanted = list(ctx.needs_input_grad[:3])
+            gradients = norm_backward(out, x, weight, mean, scale, ctx.eps, wanted)
             return *gradients, None, None
         to_x = BatchNormInput.apply(out, x, weight, mean, scale, ctx.eps)
         if ctx.mode.inner:
@@ -206,7 +204,6 @@ class BatchNormInput(Function):
 
 
 def norm_backward(out, x, weight, mean, scale, eps, mask) -> tuple[Tensor | None, ...]:
-    mask = list(mask[:3])
     return aten.native_batch_norm_backward(out, x, weight, None, None, mean, scale, True, eps, mask)
 
 

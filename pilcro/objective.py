@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
-from pilcro.curvature import FORMS, curvature
+from pilcro.curvature import check_form, curvature
 from pilcro.double_backward import CheapDoubleBackward
 from pilcro.landscape import (
     check_images,
@@ -90,8 +90,7 @@ class PObjective:
                 raise TypeError(f"{name} must be a number, got {value!r}")
         if not 0 <= weight < math.inf:
             raise ValueError(f"weight must be a finite number of at least 0, got {weight!r}")
-        if form not in FORMS:
-            raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}")
+        check_form(form)
         if estimator not in ESTIMATORS:
             raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}; got {estimator!r}")
         if not 0 < fraction <= 1:
@@ -146,8 +145,8 @@ def twin(model: nn.Module, shape: torch.Size) -> Map:
     """The closed form for these weights, as a differentiable function of them."""
 
     def work(model: nn.Module) -> Map:
-        graph = {"expected": False, "differentiable": True}
-        return propagate(model, tuple(shape[2:]), shape[1], **graph)[0]
+        size, channels = tuple(shape[2:]), shape[1]
+        return propagate(model, size, channels, expected=False, differentiable=True)[0]
 
     with computing(model, (1, *shape[1:]), as_generator(None)):
         return with_untouched(model, work, detached=False)

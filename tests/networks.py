@@ -1,5 +1,6 @@
 """What several test files build their networks and their inputs from."""
 
+import torch
 from torch import nn
 
 from pilcro.second_moments import Run, white_noise
@@ -14,6 +15,15 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.function(x, *self.layers)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(*shape, seed=0):
+    """Normal numbers in double precision."""
+    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
 
 
 def moment(values, *, expected=False):

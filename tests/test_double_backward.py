@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Net
+from networks import Net, noise, seeded
 from torch import nn
 from torch.overrides import _get_current_function_mode_stack as active_modes
 from torch.utils.checkpoint import checkpoint
@@ -42,12 +42,7 @@ def agree(net, x, rtol=1e-9, atol=1e-9):
 
 
 def double(build, seed=0):
-    return draw_network(build, torch.Generator().manual_seed(seed)).double()
-
-
-def scattered(*shape, seed=0):
-    random = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=random, dtype=torch.float64)
+    return draw_network(build, seeded(seed)).double()
 
 
 def random_norm(features=4, **options):
@@ -95,7 +90,7 @@ def test_any_convolution(case, last):
         after = nn.Identity() if last else nn.Conv2d(case["channels"][1], 2, 1)
         return nn.Sequential(nn.Softplus(), conv, nn.Softplus(), after)
 
-    agree(double(build), scattered(*case["shape"]))
+    agree(double(build), noise(*case["shape"]))
 
 
 @pytest.mark.parametrize(
@@ -119,11 +114,11 @@ def test_convolution_layers(options, layout):
     def build():
         return nn.Sequential(nn.Conv2d(4, 4, **options), nn.Softplus(), nn.Conv2d(4, 2, 2))
 
-    agree(double(build).to(memory_format=layout), scattered(3, 4, 8, 9).to(memory_format=layout))
+    agree(double(build).to(memory_format=layout), noise(3, 4, 8, 9).to(memory_format=layout))
 
 
 def test_convolution_against_finite_differences():
-    x, weight, bias, v = scattered(2, 4, 5, 5), scattered(6, 2, 3, 3), scattered(6), scattered(6)
+    x, weight, bias, v = noise(2, 4, 5, 5), noise(6, 2, 3, 3), noise(6), noise(6)
 
     def gradient(x, weight, bias):
         with CheapDoubleBackward() as mode:
@@ -140,21 +135,21 @@ def test_gradgradcheck_of_a_convolution():
         with CheapDoubleBackward():
             return F.conv2d(x, weight, bias, padding=1, stride=(2, 1), dilation=(1, 2))
 
-    inputs = [t.requires_grad_() for t in (scattered(2, 2, 5, 5), scattered(3, 2, 2, 2))]
-    inputs.append(scattered(3).requires_grad_())
+    inputs = [t.requires_grad_() for t in (noise(2, 2, 5, 5), noise(3, 2, 2, 2))]
+    inputs.append(noise(3).requires_grad_())
     assert torch.autograd.gradcheck(convolved, inputs)
     assert torch.autograd.gradgradcheck(convolved, inputs)
 
 
 def test_one_image_without_a_batch():
     net = double(lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3)))
-    agree(net, scattered(2, 7, 7))
+    agree(net, noise(2, 7, 7))
 
 
 def test_a_shared_and_a_frozen_convolution():
     conv, frozen = (double(lambda: nn.Conv2d(3, 3, 3, padding=1), seed) for seed in (0, 1))
     frozen.requires_grad_(False)
-    agree(nn.Sequential(conv, nn.Tanh(), frozen, nn.Tanh(), conv), scattered(2, 3, 5, 5))
+    agree(nn.Sequential(conv, nn.Tanh(), frozen, nn.Tanh(), conv), noise(2, 3, 5, 5))
 
 
 def test_keywords_and_lists():
@@ -162,7 +157,7 @@ def test_keywords_and_lists():
         x = F.conv2d(input=x, weight=layer.weight, bias=layer.bias, stride=[2], padding=[1])
         return torch.conv2d(F.relu(input=x, inplace=True), weight=layer.weight).sigmoid()
 
-    agree(Net(function, double(lambda: nn.Conv2d(3, 3, 3))), scattered(2, 3, 8, 8))
+    agree(Net(function, double(lambda: nn.Conv2d(3, 3, 3))), noise(2, 3, 8, 8))
 
 
 # --- weights that depend on the image ------------------------------------------------------------
@@ -176,7 +171,7 @@ def test_a_kernel_made_from_the_image():
         return F.conv2d(x, conv.weight * factor[:, None, None, None], conv.bias).tanh()
 
     layers = (nn.Conv2d(3, 4, 3), nn.Linear(3, 4))
-    agree(Net(function, *layers).double(), scattered(2, 3, 6, 6))
+    agree(Net(function, *layers).double(), noise(2, 3, 6, 6))
 
 
 def test_a_norm_made_from_the_image():
@@ -184,7 +179,7 @@ def test_a_norm_made_from_the_image():
         scale = linear(x.mean((0, 2, 3)))
         return F.batch_norm(x, None, None, scale, scale.square(), True).tanh()
 
-    agree(Net(function, double(lambda: nn.Linear(3, 3))), scattered(2, 3, 4, 4))
+    agree(Net(function, double(lambda: nn.Linear(3, 3))), noise(2, 3, 4, 4))
 
 
 def test_parametrised_weights():
@@ -192,7 +187,7 @@ def test_parametrised_weights():
         conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
         return nn.Sequential(conv, random_norm(), nn.Softplus(), nn.Conv2d(4, 2, 3))
 
-    agree(double(build), scattered(3, 3, 7, 7))
+    agree(double(build), noise(3, 3, 7, 7))
 
 
 # --- batch norm ----------------------------------------------------------------------------------
@@ -213,7 +208,7 @@ def test_batch_norm(training, affine, layout):
         )
 
     net = double(build).train(training).to(memory_format=layout)
-    agree(net, scattered(3, 3, 7, 8).to(memory_format=layout))
+    agree(net, noise(3, 3, 7, 8).to(memory_format=layout))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -223,7 +218,7 @@ def test_batch_norm_of_other_ranks(training, shape):
     net = nn.Sequential(nn.Tanh(), layer(4), nn.Tanh(), layer(4)).double().train(training)
     for p in net.parameters():
         nn.init.uniform_(p, 0.5, 2, generator=torch.Generator().manual_seed(0))
-    agree(net, scattered(*shape))
+    agree(net, noise(*shape))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -231,12 +226,12 @@ def test_batch_norm_of_other_ranks(training, shape):
 def test_batch_norm_with_half_its_weights(training, absent):
     norm = double(lambda: random_norm(3)).train(training)
     norm.register_parameter(absent, None)
-    agree(nn.Sequential(nn.Tanh(), norm, nn.Tanh()), scattered(2, 3, 4, 4))
+    agree(nn.Sequential(nn.Tanh(), norm, nn.Tanh()), noise(2, 3, 4, 4))
 
 
 def test_batch_norm_that_keeps_no_statistics():
     norm = double(lambda: random_norm(3, track_running_stats=False)).eval()
-    agree(nn.Sequential(nn.Tanh(), norm, nn.Tanh()), scattered(2, 3, 4, 4))
+    agree(nn.Sequential(nn.Tanh(), norm, nn.Tanh()), noise(2, 3, 4, 4))
 
 
 @pytest.mark.parametrize("frozen", ["weight", "bias"])
@@ -246,13 +241,13 @@ def test_batch_norm_with_frozen_weights(frozen):
 
     net = double(build)
     getattr(net[1], frozen).requires_grad_(False)
-    agree(net, scattered(3, 2, 4, 4))
+    agree(net, noise(3, 2, 4, 4))
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_batch_norm_against_finite_differences(training):
-    x, weight, bias, v = scattered(2, 3, 2, 3), scattered(3), scattered(3), scattered(2, 3, 2, 3)
-    mean, variance = scattered(3, seed=1), scattered(3, seed=2).square() + 0.5
+    x, weight, bias, v = noise(2, 3, 2, 3), noise(3), noise(3), noise(2, 3, 2, 3)
+    mean, variance = noise(3, seed=1), noise(3, seed=2).square() + 0.5
 
     def gradient(x, weight, bias):
         with CheapDoubleBackward() as mode:
@@ -275,7 +270,7 @@ def test_a_large_mean_loses_no_more_digits_than_pytorch(mean):
         return F.softplus(last(F.softplus(norm(first(x) + mean))))
 
     layers = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3))
-    net, x = draw_network(lambda: Net(function, *layers)), scattered(4, 3, 8, 8)
+    net, x = draw_network(lambda: Net(function, *layers)), noise(4, 3, 8, 8)
     cheap, own = (penalised(net, x.float(), cheap=c) for c in (True, False))
     exact = penalised(net.double(), x, cheap=False)
     cheap, own, exact = (torch.cat([t.flatten() for t in f[2:]]) for f in (cheap, own, exact))
@@ -308,7 +303,7 @@ def tamed(function):
     ],
 )
 def test_relu(function):
-    agree(tamed(function), scattered(2, 3, 7, 7))
+    agree(tamed(function), noise(2, 3, 7, 7))
 
 
 def test_relu_in_place_in_residual_branches():
@@ -331,13 +326,13 @@ def test_relu_in_place_in_residual_branches():
     def build():
         return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), Block(), Block())
 
-    agree(nn.Sequential(double(build), nn.Softplus()), scattered(3, 3, 6, 6))
+    agree(nn.Sequential(double(build), nn.Softplus()), noise(3, 3, 6, 6))
 
 
 def test_changing_the_output_of_relu_is_refused_as_pytorch_does():
     net = tamed(lambda x: F.relu(x).add_(1))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        penalised(net, scattered(2, 3, 7, 7))
+        penalised(net, noise(2, 3, 7, 7))
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -346,7 +341,7 @@ def test_hardsigmoid(inplace):
     own = tamed(lambda x: F.hardsigmoid(x.clone(), inplace))
     written_out = tamed(lambda x: ((x + 3) / 6).clamp(0, 1))
     written_out.load_state_dict(own.state_dict())
-    x = scattered(2, 3, 7, 7)
+    x = noise(2, 3, 7, 7)
     got, want = penalised(own, x), penalised(written_out, x, cheap=False)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
@@ -405,12 +400,12 @@ def norm_net(seed=0):
             nn.Linear(8 * 36, 4),
         )
 
-    return draw_network(build, torch.Generator().manual_seed(seed))
+    return draw_network(build, seeded(seed))
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_bfloat16_autocast_is_close_to_float32(training):
-    net, x = norm_net().train(training), scattered(4, 3, 8, 8).float()
+    net, x = norm_net().train(training), noise(4, 3, 8, 8).float()
     want = penalised(net, x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = penalised(net, x)
@@ -422,7 +417,7 @@ def test_bfloat16_autocast_is_close_to_float32(training):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_types_under_autocast_are_pytorchs(training):
-    net, x = norm_net().train(training), scattered(4, 3, 8, 8).float()
+    net, x = norm_net().train(training), noise(4, 3, 8, 8).float()
     types = []
     for module in net:
         module.register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
@@ -434,7 +429,7 @@ def test_types_under_autocast_are_pytorchs(training):
 
 
 def test_autocast_leaves_float64_alone():
-    net, x = norm_net().double(), scattered(4, 3, 8, 8)
+    net, x = norm_net().double(), noise(4, 3, 8, 8)
     want = penalised(net, x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = penalised(net, x)
@@ -443,7 +438,7 @@ def test_autocast_leaves_float64_alone():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_bfloat16_model(training):
-    net, x = norm_net().train(training), scattered(4, 3, 8, 8).float()
+    net, x = norm_net().train(training), noise(4, 3, 8, 8).float()
     want = penalised(net, x)
     got = penalised(net.bfloat16(), x.bfloat16())
     assert all(tensor.dtype == torch.bfloat16 for tensor in got)
@@ -458,7 +453,7 @@ def test_a_bfloat16_model(training):
 @pytest.mark.parametrize("last", [nn.Tanh(), nn.ReLU(), nn.Identity()])
 def test_batch_norm_a_third_time_is_refused(depth, last):
     layers = [layer for _ in range(depth) for layer in (nn.Conv2d(3, 3, 1), random_norm(3))]
-    net, x = nn.Sequential(*layers, last).double(), scattered(2, 3, 4, 4).requires_grad_()
+    net, x = nn.Sequential(*layers, last).double(), noise(2, 3, 4, 4).requires_grad_()
     with CheapDoubleBackward() as mode:
         output = net(x)
         gradient = mode.input_gradient(output, x, torch.ones_like(output), create_graph=True)
@@ -467,7 +462,7 @@ def test_batch_norm_a_third_time_is_refused(depth, last):
 
 
 def test_convolution_a_third_time_is_right():
-    net, x = double(lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh())), scattered(1, 2, 4, 4)
+    net, x = double(lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh())), noise(1, 2, 4, 4)
     found = []
     for cheap in (True, False):
         inside = x.clone().requires_grad_()
@@ -480,7 +475,7 @@ def test_convolution_a_third_time_is_right():
 
 
 def test_the_first_derivative_alone():
-    net, x = norm_net(), scattered(4, 3, 8, 8).float().requires_grad_()
+    net, x = norm_net(), noise(4, 3, 8, 8).float().requires_grad_()
     with CheapDoubleBackward() as mode:
         output = net(x)
         gradient = mode.input_gradient(output, x, torch.ones_like(output), create_graph=False)
@@ -489,7 +484,7 @@ def test_the_first_derivative_alone():
 
 
 def test_nobody_computes_weight_gradients_on_the_way_to_the_image(monkeypatch):
-    x, seen = scattered(4, 3, 8, 8).float().requires_grad_(), []
+    x, seen = noise(4, 3, 8, 8).float().requires_grad_(), []
     own = pilcro.double_backward.weight_gradient
     monkeypatch.setattr(
         pilcro.double_backward, "weight_gradient", lambda *a: seen.append(1) or own(*a)
@@ -515,7 +510,7 @@ def test_checkpoints_meet_the_same_operations():
 
     inner, last = double(build), double(lambda: nn.Conv2d(4, 2, 3))
     again = Net(lambda x, *layers: last(checkpoint(inner, x, use_reentrant=False)), inner, last)
-    x = scattered(3, 3, 8, 8)
+    x = noise(3, 3, 8, 8)
     got, want = penalised(again, x), penalised(nn.Sequential(inner, last), x, cheap=False)
     torch.testing.assert_close(got, want)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Net
+from networks import Net, noise, seeded
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,10 +22,6 @@ from pilcro.double_backward import REPLACED
 from pilcro.objective import backprop, evenly_spread, twin
 
 BOTH = pytest.mark.parametrize("estimator", ["backprop", "twin"])
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def drawn(*layers, seed=0):
@@ -43,10 +39,6 @@ def drawn(*layers, seed=0):
         return net
 
     return draw_network(build, seeded(seed)).double()
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
 
 
 def penalty(net, images, weight=1.0, seed=0, **options):

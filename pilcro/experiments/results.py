@@ -12,12 +12,16 @@ import shlex
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from io import FileIO
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
+
+from pilcro.second_moments import UnsupportedOperation
 
 KEYS = (
     "experiment",  # the question, "cost of the closed form", say
@@ -144,6 +148,47 @@ def record(line: bytes, path: str | os.PathLike, number: int) -> dict:
     if missing:
         raise ValueError(f"{path}, line {number}, lacks {', '.join(missing)}")
     return found
+
+
+def complete(
+    path: str | os.PathLike | None,
+    wanted: Iterable[tuple],
+    compute: Callable[..., dict],
+    entry_of: Callable[[dict], tuple],
+    label: str,
+) -> list[dict]:
+    """Compute the records that a file lacks, one by one, and append each as soon as it is there.
+
+    An entry whose model has no rule for the closed form is named and left out.
+
+    Args:
+        path: of the file, which need not exist; None stores nothing.
+        wanted: entries, each a tuple of arguments for ``compute``.
+        compute: makes the record of one entry.
+        entry_of: the entry that a record is of.
+        label: how the progress bar writes an entry, ``"{} at {}"``, say.
+
+    Returns:
+        The records of the file, and the new ones behind them.
+
+    >>> made = complete(None, [(2,)], lambda n: {"seed": n}, lambda run: (run["seed"],), "seed {}")
+    >>> made
+    [{'seed': 2}]
+    """
+    runs = read(path) if path is not None and Path(path).exists() else []
+    there = {entry_of(run) for run in runs}
+    name = None if path is None else Path(path).stem
+    bar = tqdm([entry for entry in wanted if entry not in there], name)
+    for entry in bar:
+        bar.set_postfix_str(label.format(*entry))
+        try:
+            runs.append(compute(*entry))
+        except UnsupportedOperation as error:
+            bar.write(f"{entry[0]}: {error}")
+            continue
+        if path is not None:
+            append(path, runs[-1])
+    return runs
 
 
 def provenance() -> dict[str, str | int | bool | None]:

@@ -13,9 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm import tqdm
 
-from pilcro import UnsupportedOperation, closed_form
+from pilcro import closed_form
 from pilcro.experiments import results
 from pilcro.experiments.sampling import NETWORKS, agreement, sample
 from pilcro.experiments.thumbnail import thumbnail
@@ -62,17 +61,11 @@ def normalises(model: nn.Module) -> bool:
 
 def complete(path: Path, wanted: Iterable[Entry], compute: Callable[..., dict]) -> None:
     """Append the records of the wanted entries that the file lacks."""
-    runs = results.read(path) if path.exists() else []
-    there = {
-        (run["network"], *map(run["config"].get, ("image_size", "batch_norm"))) for run in runs
-    }
-    bar = tqdm([entry for entry in wanted if entry not in there], path.stem)
-    for entry in bar:
-        bar.set_postfix_str("{} at {}, {}".format(*entry))
-        try:
-            results.append(path, compute(*entry))
-        except UnsupportedOperation as error:
-            bar.write(f"{entry[0]}: {error}")
+    results.complete(path, wanted, compute, entry_of, "{} at {}, {}")
+
+
+def entry_of(run: dict) -> Entry:
+    return run["network"], run["config"]["image_size"], run["config"]["batch_norm"]
 
 
 def landscape_record(name: str, size: int, batch_norm: str) -> dict:

@@ -176,9 +176,8 @@ def through_add(x, other, *, alpha=1):
 
 def plus_constant(x: SecondMoment, shift: Tensor, alpha: float | int = 1) -> SecondMoment:
     """A constant shifts the mean, which images share, and leaves the gradient alone."""
-    if (
-        shift.is_floating_point() and shift.isneginf().any()
-    ):  # a mask: far below is as good, and its square is a number
+    # A mask: far below is as good, and its square is a number.
+    if shift.is_floating_point() and shift.isneginf().any():
         shift = shift.clamp_min(-1e4)
     first, square = x.run.constant(shift, x)
     before = x.average

@@ -20,9 +20,7 @@ def through_batch_norm(
     check_channels(x, running_var if weight is None else weight)
     trailing = x.ndim - 2
     if not training:
-        scale = (running_var + eps).rsqrt()
-        scale = scale if weight is None else scale * weight
-        offset = -running_mean * scale if bias is None else bias - running_mean * scale
+        scale, offset = as_affine(running_mean, running_var, weight, bias, eps)
         square = x.run.spread(scale.square(), trailing)
         if not offset.any():
             average = times(x.average, x.run.spread(scale, trailing))
@@ -54,6 +52,19 @@ def through_batch_norm(
         average=lambda: x.run.spread(bias, trailing),
         symmetric=False,
     )
+
+
+def as_affine(
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Batch norm in evaluation mode multiplies by the first and adds the second, per channel."""
+    scale = (running_var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    return scale, -running_mean * scale if bias is None else bias - running_mean * scale
 
 
 def check_channels(x: Tensor, known: Tensor | None) -> None:
