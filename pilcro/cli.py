@@ -3,11 +3,12 @@
 import os
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from pilcro.experiments.config import NetworkName, Run
 from pilcro.experiments.torchvision_models import initial
 
-EXPECTED = (ValueError, TypeError, NotImplementedError, OSError, ImportError)
+EXPECTED = (ValueError, TypeError, NotImplementedError, OSError, ImportError, RuntimeError)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -16,7 +17,14 @@ def main(args: list[str] | None = None) -> None:
         import tyro
     except ImportError:
         sys.exit("pilcro: the command line needs tyro: pip install 'pilcro[experiments]'")
-    commands = {"landscape": landscape, "fetch": fetch}
+    train.__annotations__["run"] = Annotated[Run, tyro.conf.arg(name="")]
+    commands = {
+        "landscape": landscape,
+        "fetch": fetch,
+        "train": train,
+        "sweep": sweep,
+        "results": results,
+    }
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="pilcro", args=args)
     except EXPECTED as error:
@@ -86,3 +94,56 @@ def fetch(names: tuple[str, ...] = (), /, all: bool = False) -> None:
         raise ValueError(f"name the data sets or say --all; known: {', '.join(data.DATASETS)}")
     for name in data.DATASETS if all else names:
         print(f"{name}: {data.fetch(name)}")
+
+
+def train(run: Run, /, out: Path | None = None) -> None:
+    """Train one network and measure it. Under torchrun the processes share each batch.
+
+    Args:
+        run: what to train, on what, how.
+        out: file of results to add the record to; a run that is there is not repeated, one that
+            was interrupted goes on. Without it, what was found is printed alone.
+    """
+    import json
+
+    from pilcro.experiments.train import train_and_store
+
+    print(json.dumps(train_and_store(run, out)["metrics"], indent=1))
+
+
+def sweep(
+    name: str,
+    /,
+    folder: Path = Path("results"),
+    networks: tuple[NetworkName, ...] = (),
+    methods: tuple[str, ...] = (),
+    scheduler: str | None = None,
+    workers: int | None = None,
+) -> None:
+    """Complete an experiment: make the runs that its file of results lacks.
+
+    Args:
+        name: of an experiment (cifar10_1k, cifar10_10k, fashion, off_centre, full), or lab for all
+            but the last.
+        folder: holds a file for each experiment.
+        networks: those wanted; all if none is named.
+        methods: those wanted, "none" "¶ log", say; all if none is named.
+        scheduler: address of a dask scheduler, such as tcp://10.0.0.1:8786; without it, workers
+            are started on this machine.
+        workers: how many to start on this machine; one a core if not said.
+    """
+    from pilcro.experiments.sweep import sweep
+
+    sweep(name, folder, networks=networks, methods=methods, scheduler=scheduler, workers=workers)
+
+
+def results(files: tuple[Path, ...], /) -> None:
+    """Print what files of results hold: each method against none, over the seeds they share.
+
+    Args:
+        files: of results, as sweep and train write them.
+    """
+    from pilcro.experiments.tables import overview
+
+    for path in files:
+        print(overview(path))

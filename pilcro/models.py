@@ -48,6 +48,40 @@ def plain_cnn(classes: int = 10, channels: int = 1) -> nn.Sequential:
     return nn.Sequential(*layers, *head)
 
 
+def small_resnet(classes: int = 10, channels: int = 1) -> nn.Sequential:
+    """A residual network of 78,000 weights: one 3x3 convolution with stride 2, three of
+    torchvision's basic blocks with 16, 32 and 64 channels, the last two with stride 2, global
+    average pooling and a linear layer. It takes images of any size.
+
+    Args:
+        classes: number of outputs.
+        channels: of the image.
+
+    Returns:
+        A network from (batch, channels, height, width) to (batch, classes).
+
+    >>> import torch
+    >>> small_resnet(channels=3)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+    from torchvision.models.resnet import BasicBlock
+
+    def shortcut(before: int, after: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(before, after, 1, 2, bias=False), nn.BatchNorm2d(after))
+
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        BasicBlock(16, 16),
+        BasicBlock(16, 32, 2, shortcut(16, 32)),
+        BasicBlock(32, 64, 2, shortcut(32, 64)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, classes),
+    )
+
+
 def resnet18_small_images(classes: int = 10) -> nn.Module:
     """torchvision's ResNet-18 with the stem that is usual for CIFAR: one 3x3 convolution with
     stride 1 and no max-pooling, so that 32x32 images keep their pixels.

@@ -4,6 +4,7 @@ Chapter 8 builds it step by step, chapter 9 says what its settings cost.
 """
 
 import math
+from collections.abc import Callable
 from numbers import Real
 
 import torch
@@ -152,6 +153,11 @@ def twin(model: nn.Module, shape: torch.Size) -> Map:
         return with_untouched(model, work, detached=False)
 
 
+def squared(gradients: Images) -> Map:
+    """Importance, summed over images."""
+    return gradients.square().sum((0, 1))
+
+
 def backprop(
     model: nn.Module,
     images: Images,
@@ -159,8 +165,10 @@ def backprop(
     projections: int,
     generator: torch.Generator,
     group: "dist.ProcessGroup | None" = None,
-) -> Map:
-    """Squared gradients of random projections, averaged over a part of the (global) batch."""
+    measure: Callable[[Images], Tensor] = squared,
+) -> Tensor:
+    """A measure of the gradients of random projections of the outputs with respect to the images,
+    averaged over a part of the (global) batch: by default the landscape."""
     refuse_synchronised(model)
     graph = torch.is_grad_enabled()
     before, batch = place_in_batch(images, group)
@@ -178,18 +186,18 @@ def backprop(
             vectors = unit_vectors(len(chosen), output.shape[1], projections, generator)
             vectors = vectors[first : first + len(rows)].to(output)
             vectors.requires_grad_(graph)  # or a once_differentiable function stays silent
-            total = torch.zeros_like(x[0, 0], dtype=output.dtype)
-            for v in vectors.unbind(2):
-                gradient = mode.input_gradient(output, x, v, create_graph=graph)
-                total = total + gradient.to(output.dtype).square().sum((0, 1))
-        return total * (count / (len(rows) * len(chosen) * vectors.shape[2]))
+            gradients = [
+                mode.input_gradient(output, x, v, create_graph=graph) for v in vectors.unbind(2)
+            ]
+            total = sum(measure(gradient.to(output.dtype)) for gradient in gradients)
+        return total * (count / (len(rows) * len(chosen) * len(gradients)))
 
     with (
         computing(model, tuple(images.shape), generator, autocast=True),
         sdpa_kernel(SDPBackend.MATH),  # the fused kernels cannot be differentiated twice
     ):
-        importance = with_untouched(model, work, detached=not graph)
-    return importance if group is None else SumOverProcesses.apply(importance, group)
+        measured = with_untouched(model, work, detached=not graph)
+    return measured if group is None else SumOverProcesses.apply(measured, group)
 
 
 class SumOverProcesses(torch.autograd.Function):

@@ -3,15 +3,20 @@
 from .fetching import FetchError, data_folder, fetch, is_fetched
 from .loaders import cifar10, fashion_mnist, fashion_mnist_subset
 from .registry import DATASETS, DataSet
+from .scenes import anywhere, centred, grid_of_places, scenes
 
 __all__ = [
     "DATASETS",
     "DataSet",
     "FetchError",
+    "anywhere",
+    "centred",
     "cifar10",
     "data_folder",
     "fashion_mnist",
     "fashion_mnist_subset",
     "fetch",
+    "grid_of_places",
     "is_fetched",
+    "scenes",
 ]

@@ -209,9 +209,14 @@ def provenance() -> dict[str, str | int | bool | None]:
         "platform": platform.platform(),
         "revision": git("rev-parse", "HEAD") if tracked else None,
         "modified": bool(git("status", "--porcelain", "pilcro", "benchmarks")) if tracked else None,
-        "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "command": command(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def command() -> str:
+    """That of this process, as it was given."""
+    return shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])
 
 
 def installed(name: str) -> str | None:

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 
 from pilcro.landscape import Landscape
 
-SIDE = 48
+SIDE = 48  # pixels, or as many as the map has
 TOP = 4.0  # the scale runs from 1 / TOP to TOP times the mean, in all pictures
 LEVELS = 21  # few colours make a small file; an odd number has one for flat
 
 
 def thumbnail(landscape: Landscape) -> str:
-    """The log of importance / mean, 48x48 pixels, as a data URI of a PNG.
+    """The log of importance / mean, at most 48x48 pixels, as a data URI of a PNG.
 
     One colour scale for all, that of :mod:`pilcro.plot`, from a quarter to four times the mean;
     what lies outside gets the last colour.
@@ -29,9 +29,10 @@ def thumbnail(landscape: Landscape) -> str:
     from pilcro.plot import COLOURS
 
     # A plain average over windows of 224 / 48 pixels would show the beat of that with the strides.
-    pooled = F.interpolate(
-        landscape.normalised[None, None], (SIDE, SIDE), mode="bilinear", antialias=True
-    )[0, 0]
+    size = [min(SIDE, side) for side in landscape.importance.shape]
+    pooled = F.interpolate(landscape.normalised[None, None], size, mode="bilinear", antialias=True)[
+        0, 0
+    ]
     height = pooled.clamp(1 / TOP, TOP).log() / torch.tensor(TOP).log()  # -1 to 1
     image = Image.fromarray(((height + 1) / 2 * (LEVELS - 1)).round().byte().numpy(), "P")
     image.putpalette(

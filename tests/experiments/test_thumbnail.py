@@ -25,10 +25,10 @@ def colour(share):
     return colormaps[COLOURS].resampled(LEVELS)(share, bytes=True)[:3]
 
 
-@pytest.mark.parametrize("shape", [(224, 224), (299, 299), (50, 100), (48, 48)])
+@pytest.mark.parametrize("shape", [(224, 224), (299, 299), (50, 100), (48, 48), (32, 60)])
 def test_flat_is_the_middle_of_the_scale(shape):
     found = np.asarray(picture(torch.ones(shape)).convert("RGB"))
-    assert found.shape == (SIDE, SIDE, 3)
+    assert found.shape == (min(SIDE, shape[0]), min(SIDE, shape[1]), 3)
     assert (found == colour(0.5)).all()
 
 

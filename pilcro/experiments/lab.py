@@ -1,0 +1,165 @@
+"""The experiments of part III: which runs they are made of, and how each method is tuned.
+
+Every method gets the same number of trials on validation images, on seeds of its own; the best one
+then runs on held-out seeds, and these look at the test images once.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pilcro.experiments.config import Method, Run
+
+RATES = (0.02, 0.1)  # learning rates that a method with a strength is tried with
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Settings in which all methods are compared: a data set, a number of images, a network."""
+
+    settings: tuple[Run, ...]
+    tuning_seeds: tuple[int, ...] = (0, 1)
+    test_seeds: tuple[int, ...] = tuple(range(100, 110))
+
+
+def with_strengths(name: str, *strengths: float, **options: str) -> list[dict]:
+    return [
+        {"method": Method(name, strength, **options), "learning_rate": rate}
+        for strength in strengths
+        for rate in RATES
+    ]
+
+
+# Six trials each: what changes in the setting's run.
+METHODS: dict[str, list[dict]] = {
+    "none": [{"learning_rate": rate} for rate in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)],
+    "weight decay": [
+        {"weight_decay": decay, "learning_rate": rate}
+        for decay in (1e-3, 5e-3, 2e-2)
+        for rate in RATES
+    ],
+    "¶ log": with_strengths("objective", 0.001, 0.01, 0.1, form="log"),
+    "¶ mean": with_strengths("objective", 0.003, 0.03, 0.3, form="mean"),
+    "¶ raw": with_strengths("objective", 1e-3, 1e-2, 1e-1, form="raw"),
+    "¶ twin": with_strengths("objective", 0.001, 0.01, 0.1, estimator="twin"),
+    "Jacobian": with_strengths("jacobian", 0.01, 0.1, 1.0),
+    "total variation": with_strengths("total_variation", 1e-4, 1e-3, 1e-2),
+    "flat by design": [
+        {"flat": True, "learning_rate": rate} for rate in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+    ],
+    "random shift": with_strengths("shift", 1, 2, 4),
+}
+
+SMALL = ("small_cnn", "small_resnet")
+SCENES = ("scenes_centred", "scenes_anywhere")
+EXPERIMENTS: dict[str, Experiment] = {
+    "cifar10_1k": Experiment(tuple(Run("cifar10", 1000, net, epochs=20) for net in SMALL)),
+    "fashion": Experiment(
+        tuple(Run("fashion_mnist_subset", 4000, net, epochs=6, batch=128) for net in SMALL)
+    ),
+    "off_centre": Experiment(
+        tuple(Run(data, 2000, net, epochs=10) for data in SCENES for net in SMALL)
+    ),
+    "cifar10_10k": Experiment(
+        tuple(Run("cifar10", 10_000, net, epochs=5, batch=128) for net in SMALL)
+    ),
+    "full": Experiment(
+        tuple(
+            Run("cifar10", 49_000, net, epochs=30, batch=128, device="cuda", precision="bfloat16")
+            for net in ("resnet18", "vgg11")
+        )
+    ),
+}
+TIERS = {"lab": ("cifar10_1k", "fashion", "off_centre", "cifar10_10k"), "full": ("full",)}
+
+Entry = tuple[str, Run]  # name of the method, and a run with it
+
+
+def trials(experiment: Experiment, methods: Iterable[str] = METHODS) -> list[Entry]:
+    """All trials of the methods, on validation images.
+
+    >>> len(trials(EXPERIMENTS["fashion"], ["none"])) == 2 * 6 * 2
+    True
+    """
+    return [
+        (method, dataclasses.replace(setting, seed=seed, **trial))
+        for setting in experiment.settings
+        for method in methods
+        for trial in METHODS[method]
+        for seed in experiment.tuning_seeds
+    ]
+
+
+def finals(
+    experiment: Experiment, done: Mapping[str, dict], methods: Iterable[str] = METHODS
+) -> list[Entry]:
+    """The best trial of each method on held-out seeds and test images.
+
+    Args:
+        experiment: of ``EXPERIMENTS``.
+        done: records of the trials by the key of their runs.
+        methods: those wanted.
+
+    Raises:
+        KeyError: a trial is missing.
+    """
+    return [
+        (method, dataclasses.replace(setting, seed=seed, evaluate_on="test", **trial))
+        for setting in experiment.settings
+        for method in methods
+        for trial in [best_trial(experiment, setting, method, done)]
+        for seed in experiment.test_seeds
+    ]
+
+
+def best_trial(experiment: Experiment, setting: Run, method: str, done: Mapping[str, dict]) -> dict:
+    """That with the highest mean validation accuracy; the first of equals. A trial that diverged
+    on one of its seeds counts as zero there."""
+
+    def mean(trial: dict) -> float:
+        runs = (dataclasses.replace(setting, seed=s, **trial) for s in experiment.tuning_seeds)
+        found = [done[run.key]["metrics"].get("validation_accuracy", 0.0) for run in runs]
+        return sum(found) / len(found)
+
+    return max(METHODS[method], key=mean)
+
+
+def refuse_second_look(run: Run, done: Iterable[dict]) -> None:
+    """The test images are looked at once by each method and seed.
+
+    Raises:
+        ValueError: there is a record of the same method and seed on test images, with other
+            settings.
+    """
+    if run.evaluate_on != "test":
+        return
+    for record in done:
+        other = Run.from_dict(record["config"])
+        if other.evaluate_on == "test" and other != run and question(other) == question(run):
+            raise ValueError(
+                f"run {other.key} has looked at the test images already, with the same method and "
+                f"seed {run.seed} and other settings ({difference(run, other)}): tune on "
+                "validation images"
+            )
+
+
+def question(run: Run) -> tuple:
+    """What stays of a run when all that can be tuned is left out."""
+    method = run.method
+    return (
+        *(run.dataset, run.images, run.network, run.flat, run.seed, run.weight_decay > 0),
+        *(method.name, method.form, method.estimator),
+    )
+
+
+def difference(one: Run, two: Run) -> str:
+    """
+    >>> difference(Run(epochs=1), Run(epochs=2))
+    'epochs 1, not 2'
+    """
+    ours, theirs = ({**run.as_dict(), **run.as_dict()["method"]} for run in (one, two))
+    return ", ".join(
+        f"{name} {ours[name]}, not {theirs[name]}"
+        for name in ours
+        if name != "method" and ours[name] != theirs[name]
+    )

@@ -1,0 +1,325 @@
+"""Complete experiments: make every run that their files of results lack, on many workers.
+
+The work is dask.distributed's; this process alone writes. A run whose worker dies starts again on
+another, from its last checkpoint.
+"""
+
+import signal
+import sys
+import threading
+from collections.abc import Collection, Iterator
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from uuid import uuid4
+
+from tqdm.auto import tqdm
+
+from pilcro.experiments import lab, results
+from pilcro.experiments.config import NetworkName, Run
+from pilcro.experiments.lab import METHODS, Entry, Experiment
+from pilcro.experiments.train import train
+
+TOPIC = "pilcro"  # of what the workers report
+
+
+class Unfinished(RuntimeError):
+    """A sweep ended without all of its runs; what it finished is stored."""
+
+
+def sweep(
+    name: str,
+    folder: Path,
+    *,
+    networks: Collection[NetworkName] = (),
+    methods: Collection[str] = (),
+    scheduler: str | None = None,
+    workers: int | None = None,
+) -> None:
+    """Complete an experiment, or all those of a tier.
+
+    Args:
+        name: of an experiment or a tier in :mod:`pilcro.experiments.lab`.
+        folder: holds a file for each experiment.
+        networks: those wanted; none stands for all.
+        methods: those wanted; none stands for all.
+        scheduler: address of a dask scheduler, "tcp://10.0.0.1:8786", say; None starts workers on
+            this machine. Its workers need pilcro, and the folder at the same path, for the
+            checkpoints.
+        workers: how many to start on this machine; None stands for one a core, or a single one
+            where runs need a graphics card.
+
+    Raises:
+        ValueError: an unknown name, or a run that would look at the test images once more.
+        BlockingIOError: another sweep is at work on one of the files.
+        Unfinished: interrupted, the scheduler is gone, or runs were given up.
+        FetchError: a data set is missing.
+        OSError: the disk is full, say.
+    """
+    names = lab.TIERS.get(name, (name,))
+    refuse_unknown("experiment", names, lab.EXPERIMENTS, lab.TIERS)
+    refuse_unknown("method", methods, METHODS)
+    with ExitStack() as stack:
+        plans = []
+        for each in names:
+            experiment = lab.EXPERIMENTS[each]
+            settings = [s for s in experiment.settings if s.network in (networks or s.network)]
+            path = folder / f"{each}.jsonl"
+            plan = Plan(each, replace(experiment, settings=tuple(settings)), methods or METHODS)
+            plans.append((plan, stack.enter_context(claimed(path))))
+        if all(plan.done(stored) == plan.total for plan, stored in plans):
+            print(f"{name}: complete in {folder}")
+            return
+        cards = any(
+            s.device.startswith("cuda") for plan, _ in plans for s in plan.experiment.settings
+        )
+        client = stack.enter_context(connected(scheduler, workers, cards))
+        for plan, stored in plans:
+            complete(client, plan, stored)
+
+
+def refuse_unknown(what: str, names: Collection[str], *known: Collection[str]) -> None:
+    everything = [name for group in known for name in group]
+    if unknown := [name for name in names if name not in everything]:
+        raise ValueError(f"{what} must be one of {', '.join(everything)}; got {', '.join(unknown)}")
+
+
+@dataclass
+class Results:
+    """The records of one file, by the key of their runs; the first of equal keys counts."""
+
+    path: Path
+    records: dict[str, dict] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.path.exists():
+            for record in results.read(self.path):
+                self.records.setdefault(record["key"], record)
+
+    def add(self, experiment: str, method: str, record: dict) -> None:
+        """Store a record, and only then forget how the run got there."""
+        provenance = record["provenance"] | {"command": results.command()}  # not a worker's
+        record = {
+            "experiment": experiment,
+            "method": method,
+            **record,
+            "provenance": provenance,
+        }
+        results.append(self.path, record)
+        self.records.setdefault(record["key"], record)
+        checkpoint = self.checkpoint(record["key"])
+        checkpoint.unlink(missing_ok=True)
+        if checkpoint.parent.is_dir() and not any(checkpoint.parent.iterdir()):
+            checkpoint.parent.rmdir()
+
+    def checkpoint(self, key: str) -> Path:
+        return self.path.with_suffix(".checkpoints").absolute() / f"{key}.pt"
+
+
+@dataclass
+class Plan:
+    """What a sweep does for one experiment."""
+
+    name: str
+    experiment: Experiment
+    methods: Collection[str]
+
+    @property
+    def total(self) -> int:
+        experiment, count = self.experiment, len(self.methods) * len(self.experiment.settings)
+        return len(lab.trials(experiment, self.methods)) + count * len(experiment.test_seeds)
+
+    def missing(self, stored: Results) -> list[Entry]:
+        """Trials first; runs on test images when all trials are there."""
+        entries = lab.trials(self.experiment, self.methods)
+        if all(run.key in stored.records for _, run in entries):
+            entries = lab.finals(self.experiment, stored.records, self.methods)
+        return [entry for entry in entries if entry[1].key not in stored.records]
+
+    def done(self, stored: Results) -> int:
+        trials = lab.trials(self.experiment, self.methods)
+        found = sum(run.key in stored.records for _, run in trials)
+        if found < len(trials):
+            return found
+        return self.total - len(self.missing(stored))
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[Results]:
+    """The file's records, for this process alone to add to.
+
+    Raises:
+        BlockingIOError: another sweep has claimed it.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.sweep.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(
+            f"another sweep is at work on {path}; wait for it, or choose another folder"
+        ) from None
+    try:
+        yield Results(path)
+    finally:
+        lock.release()
+
+
+@contextmanager
+def connected(scheduler: str | None, workers: int | None, cards: bool) -> Iterator:
+    """A client of the scheduler, or of workers on this machine, gone afterwards.
+
+    Raises:
+        Unfinished: the scheduler does not answer.
+    """
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ImportError(
+            "a sweep needs dask.distributed: pip install 'pilcro[experiments]'"
+        ) from error
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, set_as_default=False)
+        except OSError as error:
+            raise Unfinished(f"no scheduler answers at {scheduler}: {error}") from None
+        with client:
+            yield client
+        return
+    with deaf_to_interrupts():  # Ctrl-C is for this process, which then stops the workers
+        cluster = LocalCluster(
+            n_workers=workers or (1 if cards else None),
+            threads_per_worker=1,
+            resources={"GPU": 1} if cards else {},
+            memory_limit=0,
+            dashboard_address=None,
+            silence_logs="CRITICAL",
+        )
+    with cluster, Client(cluster, set_as_default=False) as client:
+        yield client
+
+
+@contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Processes that are started inside ignore Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def complete(client, plan: Plan, stored: Results) -> None:
+    """Run and store what is missing, the trials and then the tests."""
+    given_up: list[str] = []
+    with tqdm(
+        total=plan.total,
+        initial=plan.done(stored),
+        desc=plan.name,
+        unit="run",
+        smoothing=0,
+        mininterval=0.5 if sys.stderr.isatty() else 60,
+    ) as bar:
+        try:
+            while (entries := plan.missing(stored)) and not given_up:
+                for _, run in entries:
+                    lab.refuse_second_look(run, stored.records.values())
+                given_up = run_all(client, plan.name, entries, stored, bar)
+        except KeyboardInterrupt:
+            raise Unfinished(so_far("interrupted", bar)) from None
+        except CancelledError:
+            raise Unfinished(so_far("the scheduler is gone", bar)) from None
+    if given_up:
+        raise Unfinished(so_far(f"given up: {', '.join(given_up)}", bar))
+
+
+def so_far(what: str, bar: tqdm) -> str:
+    return (
+        f"{what}; {bar.n} of {bar.total} runs are stored, and the same command goes on from there"
+    )
+
+
+def run_all(client, name: str, entries: list[Entry], stored: Results, bar: tqdm) -> list[str]:
+    """Submit the runs and store each as soon as it is there; returns those given up, and why."""
+    from distributed import KilledWorker, as_completed
+
+    given_up, this = [], uuid4().hex
+    pending = {
+        client.submit(
+            job,
+            run,
+            stored.checkpoint(run.key),
+            key=f"{run.key}-{this}",
+            resources={"GPU": 1} if run.device.startswith("cuda") else None,
+        ): (method, run)
+        for method, run in entries
+    }
+    bars = Bars({run.key: f"{run.network}, {method}, seed {run.seed}" for method, run in entries})
+    client.subscribe_topic(TOPIC, bars)
+    try:
+        for future in as_completed(list(pending), loop=client.loop):
+            method, run = pending.pop(future)
+            error = future.exception()
+            if isinstance(error, KilledWorker):
+                given_up.append(f"run {run.key}, whose worker died again and again")
+            elif error is not None:
+                raise error
+            else:
+                stored.add(name, method, future.result())
+                bar.update()
+    finally:
+        if client.status == "running":
+            client.unsubscribe_topic(TOPIC)
+            client.cancel(list(pending))
+        bars.close()
+    return given_up
+
+
+def job(run: Run, checkpoint: Path) -> dict:
+    """What a worker does."""
+    from distributed import get_worker
+
+    worker = get_worker()
+
+    def report(epoch: int, accuracy: float) -> None:
+        found = {"worker": worker.address, "key": run.key, "of": run.epochs}
+        worker.log_event(TOPIC, found | {"epoch": epoch, "accuracy": accuracy})
+
+    return train(run, checkpoint=checkpoint, report=report)
+
+
+class Bars:
+    """A progress bar for the run in each worker, below that of the sweep; terminals only."""
+
+    def __init__(self, labels: dict[str, str]) -> None:
+        self.labels, self.bars = labels, {}
+
+    def __call__(self, event: tuple[float, dict]) -> None:
+        found = event[1]
+        if found["key"] not in self.labels:
+            return  # another sweep's
+        bar = self.bars.get(found["worker"])
+        if bar is None or bar.desc != f"{self.labels[found['key']]}: ":
+            position = bar.pos if bar is not None else -1 - len(self.bars)
+            if bar is not None:
+                bar.close()
+            bar = self.bars[found["worker"]] = tqdm(
+                total=found["of"],
+                desc=self.labels[found["key"]],
+                position=-position,
+                unit="epoch",
+                leave=False,
+                disable=None,
+            )
+        bar.update(found["epoch"] - bar.n)
+        bar.set_postfix(accuracy=f"{found['accuracy']:.3f}")
+
+    def close(self) -> None:
+        for bar in self.bars.values():
+            bar.close()
