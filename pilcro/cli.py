@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pilcro.experiments.config import NetworkName, Run
 from pilcro.experiments.torchvision_models import initial
 
-EXPECTED = (ValueError, TypeError, NotImplementedError, OSError, ImportError, RuntimeError)
+EXPECTED = (ValueError, TypeError, NotImplementedError, OSError, ImportError)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -24,7 +24,7 @@ from pilcro.experiments.train import train
 TOPIC = "pilcro"  # of what the workers report
 
 
-class Unfinished(RuntimeError):
+class Unfinished(OSError):
     """A sweep ended without all of its runs; what it finished is stored."""
 
 
