@@ -17,6 +17,7 @@ def main(args: list[str] | None = None) -> None:
         import tyro
     except ImportError:
         sys.exit("pilcro: the command line needs tyro: pip install 'pilcro[experiments]'")
+    # Its fields are options of the command: --epochs, not --run.epochs.
     train.__annotations__["run"] = Annotated[Run, tyro.conf.arg(name="")]
     commands = {
         "landscape": landscape,
@@ -96,7 +97,7 @@ def fetch(names: tuple[str, ...] = (), /, all: bool = False) -> None:
         print(f"{name}: {data.fetch(name)}")
 
 
-def train(run: Run, /, out: Path | None = None) -> None:
+def train(run: Run, out: Path | None = None) -> None:
     """Train one network and measure it. Under torchrun the processes share each batch.
 
     Args:
@@ -106,7 +107,7 @@ def train(run: Run, /, out: Path | None = None) -> None:
     """
     import json
 
-    from pilcro.experiments.train import train_and_store
+    from pilcro.experiments.stored import train_and_store
 
     print(json.dumps(train_and_store(run, out)["metrics"], indent=1))
 

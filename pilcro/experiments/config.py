@@ -25,7 +25,7 @@ class Method:
     respect to the images, on the same part of the batch; ``shift`` moves the images at random.
     """
 
-    name: MethodName = "plain"
+    name: MethodName = "plain"  # what is added
     strength: float = 0.0  # the penalty's weight; of shift, the largest move in pixels
     form: Literal["log", "mean", "raw"] = "log"  # of objective
     estimator: Literal["backprop", "twin"] = "backprop"  # of objective
@@ -45,20 +45,20 @@ class Method:
 class Run:
     """One training run. Two runs with equal fields give equal numbers on one type of machine."""
 
-    dataset: DataName = "fashion_mnist_subset"
+    dataset: DataName = "fashion_mnist_subset"  # scenes show Fashion-MNIST objects in clutter
     images: int = 1000  # to train on, the same number of each class
-    network: NetworkName = "small_cnn"
+    network: NetworkName = "small_cnn"  # of pilcro.models, but for vgg11
     flat: bool = False  # change the network so that it starts with a flat landscape (chapter 6)
     method: Method = field(default_factory=Method)
     seed: int = 0  # of the choice of images, their order, the first weights, all that is random
-    evaluate_on: Literal["validation", "test"] = "validation"
-    epochs: int = 20
+    evaluate_on: Literal["validation", "test"] = "validation"  # test is looked at once
+    epochs: int = 20  # passes over the images
     batch: int = 64  # of all processes together
     optimiser: Literal["sgd", "adamw"] = "sgd"  # sgd with Nesterov momentum 0.9
     learning_rate: float = 0.1  # the highest: up for a fifth of the steps, then a cosine down
-    weight_decay: float = 0.0
-    device: str = "cpu"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    weight_decay: float = 0.0  # as PyTorch's optimisers take it
+    device: str = "cpu"  # or cuda; each process of torchrun takes a card of its own
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16 by autocast
     threads: int = 1  # of the CPU; sums come out differently with another number
 
     def __post_init__(self) -> None:

@@ -10,15 +10,16 @@ import threading
 from collections.abc import Collection, Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
 from tqdm.auto import tqdm
 
-from pilcro.experiments import lab, results
+from pilcro.experiments import lab
 from pilcro.experiments.config import NetworkName, Run
 from pilcro.experiments.lab import METHODS, Entry, Experiment
+from pilcro.experiments.stored import Results
 from pilcro.experiments.train import train
 
 TOPIC = "pilcro"  # of what the workers report
@@ -83,38 +84,6 @@ def refuse_unknown(what: str, names: Collection[str], *known: Collection[str]) -
     everything = [name for group in known for name in group]
     if unknown := [name for name in names if name not in everything]:
         raise ValueError(f"{what} must be one of {', '.join(everything)}; got {', '.join(unknown)}")
-
-
-@dataclass
-class Results:
-    """The records of one file, by the key of their runs; the first of equal keys counts."""
-
-    path: Path
-    records: dict[str, dict] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.path.exists():
-            for record in results.read(self.path):
-                self.records.setdefault(record["key"], record)
-
-    def add(self, experiment: str, method: str, record: dict) -> None:
-        """Store a record, and only then forget how the run got there."""
-        provenance = record["provenance"] | {"command": results.command()}  # not a worker's
-        record = {
-            "experiment": experiment,
-            "method": method,
-            **record,
-            "provenance": provenance,
-        }
-        results.append(self.path, record)
-        self.records.setdefault(record["key"], record)
-        checkpoint = self.checkpoint(record["key"])
-        checkpoint.unlink(missing_ok=True)
-        if checkpoint.parent.is_dir() and not any(checkpoint.parent.iterdir()):
-            checkpoint.parent.rmdir()
-
-    def checkpoint(self, key: str) -> Path:
-        return self.path.with_suffix(".checkpoints").absolute() / f"{key}.pt"
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Train one network as a ``Run`` says, measure it, and make the record of it.
 
-Under ``torchrun`` the processes share each batch through DistributedDataParallel; the first of them
-measures.
+Under ``torchrun`` the processes share each batch through DistributedDataParallel, and each measures
+its own copy.
 """
 
 import math
