@@ -178,7 +178,7 @@ def backprop(
     # A process that has none takes part all the same, and counts for nothing.
     rows = [i - before for i in ours] or [0]
 
-    def work(model: nn.Module) -> Map:
+    def work(model: nn.Module) -> Tensor:
         x = images.detach()[rows].requires_grad_()
         with CheapDoubleBackward() as mode:
             output = check_output(one_tensor(model(x)), len(x)).flatten(1)

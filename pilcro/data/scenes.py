@@ -11,7 +11,7 @@ from torch import Tensor
 from pilcro.shapes import Float, Images
 from pilcro.untouched import as_generator
 
-PIECES = 16  # on 40x40 pixels, for objects of 14x14: a fifth of the pixels lie under a piece
+PIECES = 8  # for objects of 14x14 pixels on 40x40: a tenth of the pixels lie under a piece
 
 
 def scenes(

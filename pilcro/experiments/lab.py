@@ -47,7 +47,7 @@ METHODS: dict[str, list[dict]] = {
     "flat by design": [
         {"flat": True, "learning_rate": rate} for rate in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
     ],
-    "random shift": with_strengths("shift", 1, 2, 4),
+    "random shift": with_strengths("shift", 1.0, 2.0, 4.0),
 }
 
 SMALL = ("small_cnn", "small_resnet")

@@ -84,7 +84,7 @@ def augmented(method: Method, images: Images, generator: torch.Generator) -> Ima
         generator: on the CPU.
 
     >>> images = torch.rand(2, 1, 8, 8)
-    >>> augmented(Method("shift", 2), images, torch.Generator().manual_seed(0)).shape
+    >>> augmented(Method("shift", 2.0), images, torch.Generator().manual_seed(0)).shape
     torch.Size([2, 1, 8, 8])
     """
     if method.name != "shift":
