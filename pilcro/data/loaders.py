@@ -12,6 +12,9 @@ from torch import Tensor
 
 from .fetching import FetchError, data_folder, is_fetched
 
+CIFAR10C = "CIFAR-10-C"
+CIFAR10C_FILES = {"jpeg": "jpeg_compression"}  # our kinds whose files have other names
+
 
 def fashion_mnist_subset(train: bool = True) -> tuple[Tensor, Tensor]:
     """The part of Fashion-MNIST that ships with pilcro: 6,000 images to train, 1,000 to test.
@@ -59,6 +62,48 @@ def cifar10(train: bool = True, folder: str | os.PathLike | None = None) -> tupl
     return _as_tensors(np.concatenate(images), np.concatenate(labels))
 
 
+def cifar10c(
+    kind: str, severity: int, folder: str | os.PathLike | None = None
+) -> tuple[Tensor, Tensor]:
+    """CIFAR-10-C, if you have it: images (10,000, 3, 32, 32) float32 in [0, 1], labels (10,000,).
+
+    The authors' files lie in ``CIFAR-10-C`` inside the folder of ``fetch``, which does not bring
+    them. The order is that of ``cifar10(train=False)``.
+
+    Args:
+        kind: one of ``cifar10c_kinds()``: the name of a file, but ``jpeg`` for JPEG compression.
+        severity: 1 to 5.
+        folder: as for ``fetch``.
+
+    Raises:
+        FetchError: a file is not there.
+        ValueError: an unknown severity or a malformed file.
+
+    >>> images, labels = cifar10c("fog", 5)  # doctest: +SKIP
+    >>> images.shape  # doctest: +SKIP
+    torch.Size([10000, 3, 32, 32])
+    """
+    if severity not in range(1, 6):
+        raise ValueError(f"severity must be an int from 1 to 5, got {severity!r}")
+    path = data_folder(folder) / CIFAR10C
+    images = read_severity(path / f"{CIFAR10C_FILES.get(kind, kind)}.npy", severity, (32, 32, 3))
+    labels = read_severity(path / "labels.npy", severity)
+    if labels.max() > 9:
+        raise ValueError(f"{path / 'labels.npy'} holds the label {labels.max()}, expected 0 to 9")
+    return _as_tensors(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels)
+
+
+def cifar10c_kinds(folder: str | os.PathLike | None = None) -> list[str]:
+    """The corruptions whose CIFAR-10-C files you have; none without the labels.
+
+    >>> cifar10c_kinds("/an/empty/folder")
+    []
+    """
+    names = {path.stem for path in (data_folder(folder) / CIFAR10C).glob("*.npy")}
+    kinds = {file: kind for kind, file in CIFAR10C_FILES.items()}
+    return sorted(kinds.get(name, name) for name in names - {"labels"} if "labels" in names)
+
+
 def shipped_folder() -> Path:
     """The folder of the data that ships: inside an installed package, else the checkout's."""
     inside = Path(__file__).parent / "shipped"
@@ -101,6 +146,27 @@ def read_cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if rows[:, 0].max() > 9:
         raise ValueError(f"{path} holds the label {rows[:, 0].max()}, expected 0 to 9")
     return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0]
+
+
+def read_severity(path: Path, severity: int, each: tuple[int, ...] = ()) -> np.ndarray:
+    """Read one severity of a CIFAR-10-C file: (5 N, *each) uint8, the severities one after another.
+
+    Raises FetchError when the file is not there, ValueError when it is not of that form.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")  # never unpickles
+    except FileNotFoundError as error:
+        raise FetchError(
+            f"{path} is missing: `pilcro fetch` does not bring CIFAR-10-C, unpack the authors' "
+            f"archive in {path.parents[1]}"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not a whole .npy file: {error}") from error
+    count = array.size // math.prod(each)
+    if array.dtype != np.uint8 or array.shape != (count, *each) or count == 0 or count % 5:
+        form = ", ".join(map(str, ("5 N", *each)))
+        raise ValueError(f"{path} must hold uint8 ({form}), got {array.dtype} {array.shape}")
+    return np.split(array, 5)[severity - 1]
 
 
 def _read_idx_pair(folder: Path, part: str, ending: str = "") -> tuple[Tensor, Tensor]:

@@ -49,16 +49,17 @@ def corrupt(
         raise ValueError(f"kind must be one of {', '.join(SEVERITIES)}; got {kind!r}")
     if severity not in range(1, 6):
         raise ValueError(f"severity must be an int from 1 to 5, got {severity!r}")
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
+    form = images.ndim == 4 and images.shape[1] in (1, 3) and images.numel() > 0
+    if not (form and images.is_floating_point()):
         raise ValueError(
-            "images must be floating point, (batch, 1 or 3, height, width), got "
+            "images must be floating point, (batch, 1 or 3, height, width), not empty, got "
             f"{images.dtype} {tuple(images.shape)}"
         )
-    low, high = images.min(), images.max()
+    low, high = images.aminmax()
     if not (low >= 0 and high <= 1):
         raise ValueError(f"images must lie in [0, 1], got {float(low):.3g} to {float(high):.3g}")
     strength, generator = float(SEVERITIES[kind][severity - 1]), as_generator(generator)
-    return KINDS[kind](images, strength, generator).clamp(0, 1)
+    return KINDS[kind](images, strength, generator).clamp_(0, 1)
 
 
 def normal(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -67,23 +68,27 @@ def normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def gaussian_noise(images: Images, deviation: float, generator: torch.Generator) -> Images:
-    return images + deviation * normal(images, generator)
+    return normal(images, generator).mul_(deviation).add_(images)
 
 
 def shot_noise(images: Images, photons: float, generator: torch.Generator) -> Images:
     rates = images.to(generator.device) * photons
-    return torch.poisson(rates, generator=generator).to(images) / photons
+    return torch.poisson(rates, generator=generator).to(images).div_(photons)
 
 
 def impulse_noise(images: Images, share: float, generator: torch.Generator) -> Images:
     """Salt and pepper, each number for itself."""
-    u = torch.rand(images.shape, generator=generator, device=generator.device).to(images)
-    images = torch.where(u < share / 2, 0.0, images)
-    return torch.where(u > 1 - share / 2, 1.0, images)
+    # Few are hit: draw how far it is from each to the next, eight deviations more than it takes.
+    hits = images.numel() * share
+    steps = torch.empty(int(hits + 8 * hits**0.5) + 8, dtype=torch.long, device=generator.device)
+    places = steps.geometric_(share, generator=generator).cumsum(0) - 1
+    places = places[places < images.numel()].to(images.device)
+    salt = torch.randint(2, places.shape, generator=generator, device=generator.device)
+    return images.flatten().index_copy(0, places, salt.to(images)).view_as(images)
 
 
 def speckle_noise(images: Images, deviation: float, generator: torch.Generator) -> Images:
-    return images * (1 + deviation * normal(images, generator))
+    return normal(images, generator).mul_(deviation).add_(1).mul_(images)
 
 
 def gaussian_blur(images: Images, deviation: float, generator: torch.Generator) -> Images:
@@ -100,24 +105,25 @@ def gaussian_blur(images: Images, deviation: float, generator: torch.Generator) 
     return along_both_sides(images, matrix)
 
 
-def along_both_sides(images: Images, matrix: Callable[[int], Tensor]) -> Images:
+def along_both_sides(
+    images: Images, matrix: Callable[[int], Tensor]
+) -> Float[Tensor, "batch channels _ _"]:
     """Columns, then rows, times the matrix for their length."""
-    for _ in range(2):
-        images = (images.mT @ matrix(images.shape[-2]).to(images)).contiguous()
-    return images
+    rows, columns = (matrix(size).to(images) for size in images.shape[2:])
+    return rows.mT @ images @ columns
 
 
 def contrast(images: Images, factor: float, generator: torch.Generator) -> Images:
     """Towards the mean of each channel of each image."""
-    mean = images.mean((2, 3), keepdim=True)
-    return mean + factor * (images - mean)
+    return torch.lerp(images.mean((2, 3), keepdim=True), images, factor)
 
 
 def brightness(images: Images, shift: float, generator: torch.Generator) -> Images:
     """More value in HSV, the same hue and saturation: channels keep their proportions."""
     value = images.amax(1, keepdim=True)
-    brighter = (value + shift).clamp_max(1)
-    return torch.where(value > 0, images * (brighter / value), brighter)
+    black = (value == 0).to(images)  # 1 where the pixel is: it gets as much of each channel
+    factor = (value + shift).clamp_max_(1).div_(value + black)
+    return (images + black).mul_(factor)
 
 
 def pixelate(images: Images, side: float, generator: torch.Generator) -> Images:
@@ -168,32 +174,40 @@ TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688,
 
 def jpeg(images: Images, quality: float, generator: torch.Generator) -> Images:
     """Luminance and half-size chrominance, rounded in the 8x8 cosine transform."""
-    levels = (images * 255).round()
+    levels = (images * 255).round_()
     if images.shape[1] == 1:
-        return rounded(levels - 128, table(LUMINANCE, quality)).add(128).div(255)
+        return rounded(levels.sub_(128), table(LUMINANCE, quality)).add_(128).div_(255)
     matrix = torch.tensor(TO_YCBCR, dtype=torch.float64)
-    planes = torch.einsum("ij,njhw->inhw", matrix.to(images), levels).round()
-    luminance, *chrominance = planes
-    size = luminance.shape[-2:]
-    luminance = rounded(luminance[:, None] - 128, table(LUMINANCE, quality)).round() + 128
-    half = 4 * F.avg_pool2d(padded(torch.stack(chrominance, 1), 2), 2)
-    half = ((half + 1 + torch.arange(half.shape[-1]).to(half) % 2) / 4).floor()  # as libjpeg
-    half = rounded(half, table(CHROMINANCE, quality)).round()
-    # a quarter from the next block and three from this one, as decoders do
-    full = F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=False)
-    together = torch.cat([luminance, full[..., : size[0], : size[1]]], 1)
-    back = torch.einsum("ij,njhw->nihw", torch.linalg.inv(matrix).to(images), together)
-    return back.round().div(255)
+    planes = mixed(levels, matrix).round_()
+    luminance = rounded(planes[:, :1] - 128, table(LUMINANCE, quality)).round_().add_(128)
+    half = along_both_sides(padded(planes[:, 1:], 2), lambda size: box_filter(size, size // 2))
+    half += (1 + torch.arange(half.shape[-1]).to(half) % 2) / 4  # as libjpeg
+    half = rounded(half.floor_(), table(CHROMINANCE, quality)).round_()
+    height, width = images.shape[2:]
+    chrominance = along_both_sides(half, twice_as_many)[..., :height, :width]
+    back = mixed(torch.cat([luminance, chrominance], 1), torch.linalg.inv(matrix))
+    return back.round_().div_(255)
+
+
+def mixed(images: Images, matrix: Float[Tensor, "channels channels"]) -> Images:
+    """Each pixel's channels times a matrix."""
+    return (matrix.to(images) @ images.flatten(2)).view_as(images)
+
+
+def twice_as_many(size: int) -> Float[Tensor, "size twice"]:
+    """A quarter from the next pixel and three from this one, as decoders do."""
+    one_each = torch.eye(size, dtype=torch.float64)[None]
+    return F.interpolate(one_each, scale_factor=2, mode="linear", align_corners=False)[0]
 
 
 def rounded(x: Images, steps: Float[Tensor, "8 8"]) -> Images:
     """To multiples of ``steps``, in the cosine transform of each 8x8 block."""
-    size = x.shape[-2:]
-    cosines, steps = dct_matrix().to(x), steps.to(x)
-    blocks = padded(x, 8).unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).movedim(3, 4)
-    coefficients = cosines @ blocks @ cosines.T
-    blocks = cosines.T @ ((coefficients / steps).round() * steps) @ cosines
-    return blocks.movedim(4, 3).flatten(4, 5).flatten(2, 3)[..., : size[0], : size[1]]
+    height, width = x.shape[-2:]
+    cosines, steps = dct_matrix().to(x), steps[:, None].to(x)
+    strips = cosines @ padded(x, 8).unflatten(2, (-1, 8))
+    blocks = strips.unflatten(4, (-1, 8)) @ cosines.T
+    strips = (blocks.div_(steps).round_().mul_(steps) @ cosines).flatten(4)
+    return (cosines.T @ strips).flatten(2, 3)[..., :height, :width]
 
 
 def padded(x: Images, block: int) -> Float[Tensor, "batch channels _ _"]:

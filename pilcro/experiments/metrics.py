@@ -67,7 +67,8 @@ def calibration_error(scores: Logits, labels: Tensor) -> float:
 def robustness(scores: Scores, dataset: DataName) -> dict[str, dict]:
     """Accuracy under Gaussian noise by its deviation, and under each corruption at five severities.
 
-    The same corrupted images for every network: the first ``ROBUSTNESS`` of the test set.
+    The same corrupted images for every network: the first ``ROBUSTNESS`` of the test set. For
+    CIFAR-10, also the authors' own CIFAR-10-C where its files are (:func:`pilcro.data.cifar10c`).
     """
     noisy = {}
     for sigma in NOISES:
@@ -76,7 +77,15 @@ def robustness(scores: Scores, dataset: DataName) -> dict[str, dict]:
     found = {
         kind: [accuracy(scores(x), y) for x, y in corrupted(dataset, kind)] for kind in SEVERITIES
     }
-    return {"noise": noisy, "corruption": found}
+    theirs = {kind: authors(scores, kind) for kind in data.cifar10c_kinds()}
+    more = {"cifar10c": theirs} if theirs and dataset == "cifar10" else {}
+    return {"noise": noisy, "corruption": found, **more}
+
+
+def authors(scores: Scores, kind: str) -> list[float]:
+    """Accuracy on the first images of CIFAR-10-C at severities 1 to 5."""
+    parts = (data.cifar10c(kind, severity) for severity in range(1, 6))
+    return [accuracy(scores(x[:ROBUSTNESS]), y[:ROBUSTNESS]) for x, y in parts]
 
 
 def tested(dataset: DataName) -> tuple[Images, Tensor]:

@@ -81,7 +81,9 @@ def load(dataset: DataName, train: bool) -> Part:
     return loaders.get(dataset, data.fashion_mnist_subset)(train)
 
 
-def as_shown(dataset: DataName, images: Images, generator: torch.Generator) -> Images:
+def as_shown(
+    dataset: DataName, images: Images, generator: torch.Generator
+) -> Float[Tensor, "batch channels _ _"]:
     """What a network gets to see: CIFAR-10 as it is, Fashion-MNIST with a black border of two
     pixels, which makes it as large, and scenes with the object at half its size."""
     if dataset == "cifar10":

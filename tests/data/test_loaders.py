@@ -13,8 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from pilcro.data import DATASETS, FetchError, cifar10, fashion_mnist, fashion_mnist_subset, loaders
-from pilcro.data.loaders import read_cifar_batch, read_idx, shipped_folder
+from pilcro.data import (
+    DATASETS,
+    FetchError,
+    cifar10,
+    cifar10c,
+    cifar10c_kinds,
+    fashion_mnist,
+    fashion_mnist_subset,
+    loaders,
+)
+from pilcro.data.loaders import read_cifar_batch, read_idx, read_severity, shipped_folder
 
 
 def idx(array, announced=None):
@@ -106,10 +115,13 @@ def test_nothing_is_unpickled(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "exploded"),)
 
-    for read in (read_cifar_batch, read_idx):
+    for read in (read_cifar_batch, read_idx, lambda path: read_severity(path, 1)):
         (tmp_path / "file").write_bytes(pickle.dumps(Bomb()))
         with pytest.raises(ValueError, match="file"):
             read(tmp_path / "file")
+    np.save(tmp_path / "file.npy", np.array([Bomb()] * 5, object))
+    with pytest.raises(ValueError, match="is not a whole"):
+        read_severity(tmp_path / "file.npy", 1)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -211,6 +223,86 @@ def test_fashion_mnist(tmp_path, register):
     assert labels.tolist() == list(range(6))
     with pytest.raises(ValueError, match="3 images, but 2 labels"):
         fashion_mnist(train=False, folder=tmp_path)
+
+
+@pytest.fixture
+def corrupted(tmp_path):
+    """CIFAR-10-C of two images: three kinds, five severities, and the labels."""
+    folder, rng = tmp_path / "CIFAR-10-C", np.random.default_rng(0)
+    folder.mkdir()
+    for name in ("gaussian_noise", "jpeg_compression", "fog"):
+        np.save(folder / f"{name}.npy", rng.integers(0, 256, (10, 32, 32, 3), np.uint8))
+    np.save(folder / "labels.npy", np.array([3, 8] * 5, np.uint8))
+    return folder
+
+
+@pytest.mark.parametrize("severity", [1, 3, 5])
+def test_cifar10c(tmp_path, corrupted, severity):
+    files = {"gaussian_noise": "gaussian_noise", "jpeg": "jpeg_compression", "fog": "fog"}
+    for kind, file in files.items():
+        images, labels = cifar10c(kind, severity, folder=tmp_path)
+        stored = np.load(corrupted / f"{file}.npy")[2 * severity - 2 :]
+        assert images.shape == (2, 3, 32, 32)
+        assert images.dtype == torch.float32
+        assert images.is_contiguous()
+        for image, row, column, channel in ((0, 0, 1, 2), (1, 31, 4, 0)):
+            want = float(stored[image, row, column, channel]) / 255
+            assert float(images[image, channel, row, column]) == pytest.approx(want)
+        assert labels.tolist() == [3, 8]
+        assert labels.dtype == torch.int64
+
+
+def test_kinds_of_cifar10c_that_are_there(tmp_path, corrupted, monkeypatch):
+    assert cifar10c_kinds(tmp_path) == ["fog", "gaussian_noise", "jpeg"]
+    monkeypatch.setenv("PILCRO_DATA", str(tmp_path))
+    assert cifar10c_kinds() == ["fog", "gaussian_noise", "jpeg"]
+    (corrupted / "labels.npy").unlink()
+    assert cifar10c_kinds(tmp_path) == []
+    assert cifar10c_kinds(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize("name", ["gaussian_noise.npy", "labels.npy"])
+def test_cifar10c_that_is_not_there(tmp_path, corrupted, name):
+    (corrupted / name).unlink()
+    with pytest.raises(
+        FetchError, match=rf"{corrupted / name} is missing.* archive in {tmp_path}$"
+    ):
+        cifar10c("gaussian_noise", 1, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("fog", np.zeros((10, 32, 32, 3)), r"uint8 \(5 N, 32, 32, 3\), got float64"),
+        ("fog", np.zeros((10, 3, 32, 32), np.uint8), r"got uint8 \(10, 3, 32, 32\)"),
+        ("fog", np.zeros((9, 32, 32, 3), np.uint8), r"got uint8 \(9, 32, 32, 3\)"),
+        ("fog", np.zeros((15, 32, 32, 3), np.uint8), "3 images, but 2 labels"),
+        ("fog", np.zeros((0, 32, 32, 3), np.uint8), r"got uint8 \(0, 32, 32, 3\)"),
+        ("fog", np.array(3, np.uint8), r"got uint8 \(\)"),
+        ("labels", np.zeros((10, 1), np.uint8), r"uint8 \(5 N\), got uint8 \(10, 1\)"),
+        ("labels", np.array(3, np.uint8), r"got uint8 \(\)"),
+        ("labels", np.full(10, 10, np.uint8), "holds the label 10, expected 0 to 9"),
+    ],
+)
+def test_cifar10c_refuses_other_arrays(tmp_path, corrupted, name, array, message):
+    np.save(corrupted / f"{name}.npy", array)
+    with pytest.raises(ValueError, match=message):
+        cifar10c("fog", 1, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: data[:-1], lambda data: b"PK" + data[2:]]
+)
+def test_cifar10c_refuses_a_damaged_file(tmp_path, corrupted, damage):
+    path = corrupted / "fog.npy"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"fog\.npy is not a whole \.npy file"):
+        cifar10c("fog", 1, folder=tmp_path)
+
+
+def test_cifar10c_of_an_unknown_severity(tmp_path, corrupted):
+    with pytest.raises(ValueError, match="from 1 to 5, got 0"):
+        cifar10c("fog", 0, folder=tmp_path)
 
 
 def test_import_and_subset_need_torch_and_numpy_only():
