@@ -16,7 +16,7 @@ CLASSES = 10
 VALIDATION = 1000  # images: the last ones of each class, never trained on
 CANVAS = 40  # pixels, of a scene
 
-Part = tuple[Images, Tensor]
+Part = tuple[Float[Tensor, "_ channels height width"], Tensor]
 
 
 @dataclass(frozen=True)

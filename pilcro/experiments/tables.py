@@ -68,7 +68,7 @@ def reaching(target: float, per: str = "epochs") -> Metric:
     (2, 4.0, 3)
     """
 
-    def metric(run: dict) -> float | None:
+    def metric(run: dict) -> float | int:
         accuracies, seconds = run["curves"]["accuracy"], run["curves"]["processor_seconds"]
         there = (epoch for epoch, value in enumerate(accuracies, 1) if value >= target)
         epochs = next(there, len(accuracies) + 1)

@@ -102,4 +102,4 @@ def test_objects_are_where_the_data_set_says():
         mean = split(Run(dataset, 2000)).train[0].mean((0, 1))
         shares.append(float(mean[13:27, 13:27].mean() / mean.mean()))
     assert shares[0] > 3
-    assert 0.7 < shares[1] < 1.5
+    assert shares[1] < 2  # more places cover the middle than the border
