@@ -58,10 +58,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         tuple(Run("fashion_mnist_subset", 4000, net, epochs=6, batch=128) for net in SMALL)
     ),
     "off_centre": Experiment(
-        tuple(Run(data, 2000, net, epochs=10) for data in SCENES for net in SMALL)
+        tuple(Run(data, 2000, net, epochs=6) for data in SCENES for net in SMALL),
+        tuning_seeds=(0,),
     ),
     "cifar10_10k": Experiment(
-        tuple(Run("cifar10", 10_000, net, epochs=5, batch=128) for net in SMALL)
+        tuple(Run("cifar10", 10_000, net, epochs=5, batch=128) for net in SMALL),
+        tuning_seeds=(0,),
     ),
     "full": Experiment(
         tuple(
