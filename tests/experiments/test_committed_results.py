@@ -1,0 +1,90 @@
+"""The committed lab results: whole, honestly tuned, and one cell of each remade.
+
+Another processor or PyTorch adds in another order, and training makes that larger; the tolerances
+below are what we promise.
+"""
+
+import math
+import os
+
+import pytest
+
+from pilcro.data import is_fetched
+from pilcro.experiments import lab, results
+from pilcro.experiments.config import Run
+from pilcro.experiments.splits import load
+from pilcro.experiments.stored import Results
+from pilcro.experiments.train import train
+
+FILES = sorted((results.folder() / "lab").glob("*.jsonl"))
+ACCURACY = 0.03
+ROUGHNESS = 0.3  # of its logarithm
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def stored(request):
+    return Results(request.param)
+
+
+def test_there_are_results():
+    assert FILES
+    assert {path.stem for path in FILES} <= set(lab.TIERS["lab"])
+
+
+def test_each_line_is_a_run_of_its_experiment(stored):
+    experiment = lab.EXPERIMENTS[stored.path.stem]
+    trials = {run.key: method for method, run in lab.trials(experiment)}
+    assert len(results.read(stored.path)) == len(stored.records)
+    for key, record in stored.records.items():
+        run = Run.from_dict(record["config"])
+        assert run.key == key
+        assert record["experiment"] == stored.path.stem
+        if run.evaluate_on == "validation":
+            assert trials[key] == record["method"]
+            assert "accuracy" not in record["metrics"]
+        assert not record["provenance"]["modified"]
+
+
+def test_runs_on_test_images_follow_from_the_trials(stored):
+    """Nobody has chosen by hand: each is the best trial of its method, on a held-out seed."""
+    experiment = lab.EXPERIMENTS[stored.path.stem]
+    finals = [r for r in stored.records.values() if r["config"]["evaluate_on"] == "test"]
+    assert finals
+    for record in finals:
+        run, method = Run.from_dict(record["config"]), record["method"]
+        (setting,) = [
+            s
+            for s in experiment.settings
+            if (s.dataset, s.images, s.network) == (run.dataset, run.images, run.network)
+        ]
+        trial = lab.best_trial(experiment, setting, method, stored.records)
+        assert run.seed in experiment.test_seeds
+        assert all(getattr(run, name) == value for name, value in trial.items())
+        lab.refuse_second_look(run, stored.records.values())
+
+
+@pytest.fixture
+def data(request, monkeypatch):
+    """The full data sets: those of this machine, or fetched from their mirrors."""
+    if not is_fetched("cifar10") and os.environ.get("PILCRO_TEST_MIRRORS") == "1":
+        monkeypatch.setenv("PILCRO_DATA", str(request.getfixturevalue("mirrored")))
+        load.cache_clear()
+    yield
+    load.cache_clear()
+
+
+def test_one_cell_of_each_experiment_is_remade(stored, data):
+    record = next(
+        r
+        for r in stored.records.values()
+        if (r["network"], r["method"], r["config"]["evaluate_on"]) == ("small_cnn", "none", "test")
+    )
+    run = Run.from_dict(record["config"])
+    if run.dataset == "cifar10" and not is_fetched("cifar10"):
+        pytest.skip("cifar10 is not here: pilcro fetch cifar10, or PILCRO_TEST_MIRRORS=1")
+    made = train(run)
+    assert made["metrics"]["accuracy"] == pytest.approx(record["metrics"]["accuracy"], abs=ACCURACY)
+    for when in ("start", "end"):
+        before, after = (r["landscape"][when]["roughness"] for r in (record, made))
+        assert abs(math.log(after / before)) < ROUGHNESS, when
+    assert made["landscape"]["start"] == pytest.approx(record["landscape"]["start"], rel=0.01)
