@@ -40,10 +40,10 @@ METHODS: dict[str, list[dict]] = {
     ],
     "¶ log": with_strengths("objective", 0.001, 0.01, 0.1, form="log"),
     "¶ mean": with_strengths("objective", 0.003, 0.03, 0.3, form="mean"),
-    "¶ raw": with_strengths("objective", 1e-3, 1e-2, 1e-1, form="raw"),
+    "¶ raw": with_strengths("objective", 0.01, 0.1, 1.0, form="raw"),
     "¶ twin": with_strengths("objective", 0.001, 0.01, 0.1, estimator="twin"),
-    "Jacobian": with_strengths("jacobian", 0.01, 0.1, 1.0),
-    "total variation": with_strengths("total_variation", 1e-4, 1e-3, 1e-2),
+    "Jacobian": with_strengths("jacobian", 0.1, 1.0, 10.0),
+    "total variation": with_strengths("total_variation", 0.001, 0.01, 0.1),
     "flat by design": [
         {"flat": True, "learning_rate": rate} for rate in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
     ],
