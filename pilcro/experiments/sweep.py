@@ -4,12 +4,14 @@ The work is dask.distributed's; this process alone writes. A run whose worker di
 another, from its last checkpoint.
 """
 
+import asyncio
 import signal
 import sys
 import threading
+import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import CancelledError
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
@@ -23,6 +25,7 @@ from pilcro.experiments.stored import Results
 from pilcro.experiments.train import train
 
 TOPIC = "pilcro"  # of what the workers report
+POLL = 2  # seconds between looks at the workers
 
 
 class Unfinished(OSError):
@@ -164,7 +167,7 @@ def connected(scheduler: str | None, workers: int | None, cards: bool) -> Iterat
             threads_per_worker=1,
             resources={"GPU": 1} if cards else {},
             memory_limit=0,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # a free port: there may be other sweeps
             silence_logs="CRITICAL",
         )
     with cluster, Client(cluster, set_as_default=False) as client:
@@ -215,33 +218,43 @@ def so_far(what: str, bar: tqdm) -> str:
 
 
 def run_all(client, name: str, entries: list[Entry], stored: Results, bar: tqdm) -> list[str]:
-    """Submit the runs and store each as soon as it is there; returns those given up, and why."""
-    from distributed import KilledWorker, as_completed
+    """Submit the runs and store each as soon as it is there; returns those given up, and why.
 
-    given_up, this = [], uuid4().hex
-    pending = {
-        client.submit(
-            job,
-            run,
-            stored.checkpoint(run.key),
-            key=f"{run.key}-{this}",
-            resources={"GPU": 1} if run.device.startswith("cuda") else None,
-        ): (method, run)
-        for method, run in entries
-    }
+    No more at once than there are workers: one that dies is held against all that it was given.
+    """
+    from distributed import KilledWorker, wait
+
+    given_up, pending, this = [], {}, uuid4().hex
+    card = any(run.device.startswith("cuda") for _, run in entries)
+    needs = {"GPU": 1} if card else {}
+    waiting = list(reversed(entries))
     bars = Bars({run.key: f"{run.network}, {method}, seed {run.seed}" for method, run in entries})
     client.subscribe_topic(TOPIC, bars)
     try:
-        for future in as_completed(list(pending), loop=client.loop):
-            method, run = pending.pop(future)
-            error = future.exception()
-            if isinstance(error, KilledWorker):
-                given_up.append(f"run {run.key}, whose worker died again and again")
-            elif error is not None:
-                raise error
-            else:
-                stored.add(name, method, future.result())
-                bar.update()
+        while waiting or pending:
+            count = workers_with(client, needs)
+            bar.set_postfix(workers=count)
+            for _ in range(min(count - len(pending), len(waiting))):
+                method, run = waiting.pop()
+                future = client.submit(
+                    job, run, stored.checkpoint(run.key), key=f"{run.key}-{this}", resources=needs
+                )
+                pending[future] = method, run
+            if not pending:
+                time.sleep(POLL)
+                continue
+            with suppress(asyncio.TimeoutError):
+                wait(list(pending), timeout=POLL, return_when="FIRST_COMPLETED")
+            for future in [future for future in pending if future.done()]:
+                method, run = pending.pop(future)
+                try:
+                    record = future.result()
+                except KilledWorker:
+                    given_up.append(f"run {run.key}, whose worker died again and again")
+                else:
+                    stored.add(name, method, record)
+                    bar.update()
+                bars.finish(run.key)
     finally:
         if client.status == "running":
             client.unsubscribe_topic(TOPIC)
@@ -250,45 +263,68 @@ def run_all(client, name: str, entries: list[Entry], stored: Results, bar: tqdm)
     return given_up
 
 
+def workers_with(client, needs: dict[str, int]) -> int:
+    """How many workers have what a run needs; more may come, and some go.
+
+    Raises:
+        CancelledError: the scheduler is gone.
+    """
+    found = client.scheduler_info(n_workers=-1)["workers"].values()
+    if client.status != "running":
+        raise CancelledError
+    return sum(worker["resources"].keys() >= needs.keys() for worker in found)
+
+
 def job(run: Run, checkpoint: Path) -> dict:
     """What a worker does."""
     from distributed import get_worker
 
     worker = get_worker()
+    if worker.state.nthreads > 1:
+        raise ValueError(
+            f"worker {worker.address} has {worker.state.nthreads} threads, but a run needs a "
+            "process of its own: start workers with --nthreads 1"
+        )
 
     def report(epoch: int, accuracy: float) -> None:
-        found = {"worker": worker.address, "key": run.key, "of": run.epochs}
+        found = {"key": run.key, "of": run.epochs}
         worker.log_event(TOPIC, found | {"epoch": epoch, "accuracy": accuracy})
 
     return train(run, checkpoint=checkpoint, report=report)
 
 
 class Bars:
-    """A progress bar for the run in each worker, below that of the sweep; terminals only."""
+    """A progress bar for each run that is under way, below that of the sweep; terminals only."""
 
     def __init__(self, labels: dict[str, str]) -> None:
-        self.labels, self.bars = labels, {}
+        self.labels, self.bars, self.lock = labels, {}, threading.Lock()
 
     def __call__(self, event: tuple[float, dict]) -> None:
+        """In a thread of the client's, which has no use for an error."""
         found = event[1]
-        if found["key"] not in self.labels:
-            return  # another sweep's
-        bar = self.bars.get(found["worker"])
-        if bar is None or bar.desc != f"{self.labels[found['key']]}: ":
-            position = bar.pos if bar is not None else -1 - len(self.bars)
-            if bar is not None:
-                bar.close()
-            bar = self.bars[found["worker"]] = tqdm(
-                total=found["of"],
-                desc=self.labels[found["key"]],
-                position=-position,
-                unit="epoch",
-                leave=False,
-                disable=None,
-            )
-        bar.update(found["epoch"] - bar.n)
-        bar.set_postfix(accuracy=f"{found['accuracy']:.3f}")
+        key = found["key"]
+        with self.lock:
+            if key not in self.labels:
+                return  # it has finished, or is another sweep's
+            if key not in self.bars:
+                self.bars[key] = tqdm(
+                    total=found["of"],
+                    desc=self.labels[key],
+                    initial=found["epoch"] - 1,
+                    unit="epoch",
+                    leave=False,
+                    disable=None,
+                )
+            bar = self.bars[key]
+            bar.update(found["epoch"] - bar.n)
+            bar.set_postfix(accuracy=f"{found['accuracy']:.3f}")
+
+    def finish(self, key: str) -> None:
+        with self.lock:
+            self.labels.pop(key, None)
+            if key in self.bars:
+                self.bars.pop(key).close()
 
     def close(self) -> None:
-        for bar in self.bars.values():
-            bar.close()
+        for key in list(self.labels):
+            self.finish(key)
