@@ -155,7 +155,7 @@ def connected(scheduler: str | None, workers: int | None, cards: bool) -> Iterat
         ) from error
     if scheduler is not None:
         try:
-            client = Client(scheduler, set_as_default=False)
+            client = Client(scheduler)
         except OSError as error:
             raise Unfinished(f"no scheduler answers at {scheduler}: {error}") from None
         with client:
@@ -170,7 +170,7 @@ def connected(scheduler: str | None, workers: int | None, cards: bool) -> Iterat
             dashboard_address="127.0.0.1:0",  # a free port: there may be other sweeps
             silence_logs="CRITICAL",
         )
-    with cluster, Client(cluster, set_as_default=False) as client:
+    with cluster, Client(cluster) as client:
         yield client
 
 

@@ -26,7 +26,7 @@ from pilcro.experiments.train import train
 HELD_UP = Path(__file__).with_name("held_up.py")
 LIMIT = 300  # seconds that anything may take, on a busy machine
 RUNS = [Run(images=100, epochs=3, batch=20, seed=seed) for seed in range(3)]
-BARS = re.compile(r"(run/s|s/run)\]")
+BARS = re.compile(r"(run/s|s/run)[],]")
 GOES_ON = "and the same command goes on from there"
 
 
