@@ -2,8 +2,11 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal
+
+from tqdm import tqdm
 
 from pilcro.experiments.config import NetworkName, Run
 from pilcro.experiments.torchvision_models import initial
@@ -27,7 +30,10 @@ def main(args: list[str] | None = None) -> None:
         "results": results,
     }
     try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog="pilcro", args=args)
+        with warnings.catch_warnings():
+            # in one line, and not in the middle of a progress bar
+            warnings.showwarning = lambda message, *_: tqdm.write(f"pilcro: {message}", sys.stderr)
+            tyro.extras.subcommand_cli_from_dict(commands, prog="pilcro", args=args)
     except EXPECTED as error:
         sys.exit(f"pilcro: {error}")
     except KeyboardInterrupt:

@@ -149,6 +149,7 @@ def connected(scheduler: str | None, workers: int | None, cards: bool) -> Iterat
     """
     try:
         from distributed import Client, LocalCluster
+        from distributed.utils import silence_logging_cmgr
     except ImportError as error:
         raise ImportError(
             "a sweep needs dask.distributed: pip install 'pilcro[experiments]'"
@@ -156,9 +157,9 @@ def connected(scheduler: str | None, workers: int | None, cards: bool) -> Iterat
     if scheduler is not None:
         try:
             client = Client(scheduler)
-        except OSError as error:
-            raise Unfinished(f"no scheduler answers at {scheduler}: {error}") from None
-        with client:
+        except OSError:
+            raise Unfinished(f"no scheduler answers at {scheduler}") from None
+        with silence_logging_cmgr("critical", "distributed.client"), client:
             yield client
         return
     with deaf_to_interrupts():  # Ctrl-C is for this process, which then stops the workers

@@ -1,10 +1,8 @@
 """Sweeps whose processes are killed, whose disk is full, that meet one another: what was finished
 stays, nothing is stored twice, and one line says what happened."""
 
-import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,9 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from held_up import EXPERIMENTS, METHODS
 
-from pilcro.experiments import lab, results
+from pilcro.experiments import results
 from pilcro.experiments.config import Run
 from pilcro.experiments.train import train
 
@@ -27,6 +24,7 @@ HELD_UP = Path(__file__).with_name("held_up.py")
 LIMIT = 300  # seconds that anything may take, on a busy machine
 RUNS = [Run(images=100, epochs=3, batch=20, seed=seed) for seed in range(3)]
 BARS = re.compile(r"(run/s|s/run)[],]")
+NAMED = Path("results", "three.jsonl")  # as messages name it
 GOES_ON = "and the same command goes on from there"
 
 
@@ -131,7 +129,11 @@ def timings(folder, run):
 
 def numbers(record):
     """All of a record that does not depend on when and where the run was made."""
-    kept = {k: v for k, v in record.items() if k not in ("experiment", "method", "provenance")}
+    kept = {
+        k: v
+        for k, v in record.items()
+        if k not in ("experiment", "method", "provenance", "padding")
+    }
     timed = ("seconds", "processor_seconds")
     return kept | {"curves": {k: v for k, v in record["curves"].items() if k not in timed}}
 
@@ -263,11 +265,11 @@ def test_a_full_disk(sweep, tmp_path):
     before, room = path.read_bytes(), 1000
     limit = len(before) + room
     assert finish(sweep(LARGEST_FILE=str(limit)), code=1) == [
-        f"pilcro: {path}: only a part of the line could be written; is the disk full?"
+        f"pilcro: {NAMED}: only a part of the line could be written; is the disk full?"
     ]
     assert path.stat().st_size == limit
     assert path.read_bytes().startswith(before)
-    torn = rf"pilcro: {path}: .* a torn last line of {room} bytes"
+    torn = rf"pilcro: {NAMED}: .* a torn last line of {room} bytes"
     said = finish(sweep())
     assert len(said) == 2
     assert all(re.match(torn, line) for line in said)
@@ -287,10 +289,35 @@ def test_two_sweeps_at_once(sweep, tmp_path):
     first = sweep()
     held(tmp_path, RUNS[0])
     assert finish(sweep(), code=1) == [
-        f"pilcro: another sweep is at work on {Path('results', 'three.jsonl')}; wait for it, or "
-        "choose another folder"
+        f"pilcro: another sweep is at work on {NAMED}; wait for it, or choose another folder"
     ]
     release(tmp_path)
     assert finish(first) == []
     check_complete(tmp_path)
     assert sorted(started(tmp_path)) == sorted(run.key for run in RUNS)
+
+
+def test_a_line_that_is_not_json(sweep, tmp_path):
+    """Not the last one: somebody has edited the file, and nothing is touched."""
+    store(tmp_path)
+    path = path_of(tmp_path)
+    path.write_text("a remark\n" + path.read_text())
+    before = path.read_bytes()
+    [said] = finish(sweep(), code=1)
+    assert said.startswith(f"pilcro: {NAMED}, line 1, is not JSON: ")
+    assert path.read_bytes() == before
+
+
+def test_trials_that_diverge(sweep, tmp_path):
+    """They are stored as such, and never chosen."""
+    assert finish(sweep("tested", "--methods", "wild")) == []
+    records = results.read(path_of(tmp_path, "tested"))
+    rates = [record["config"]["learning_rate"] for record in records]
+    assert sorted(rates[:3]) == [0.05, 1e5, 1e30]
+    for record in records:
+        diverged = "diverged_in_epoch" in record["metrics"]
+        assert diverged == (record["config"]["learning_rate"] > 1)
+    assert rates[3:] == [0.05]
+    assert records[3]["config"]["evaluate_on"] == "test"
+    assert finish(sweep("tested", "--methods", "wild")) == []
+    assert results.read(path_of(tmp_path, "tested")) == records
