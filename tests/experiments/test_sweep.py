@@ -1,0 +1,40 @@
+"""A sweep in this process, with workers of its own. What kills them: test_sweep_faults.py."""
+
+import pytest
+
+from pilcro.experiments import lab
+from pilcro.experiments.config import Run
+from pilcro.experiments.stored import Results
+from pilcro.experiments.sweep import sweep
+from pilcro.experiments.train import train
+
+SETTING = Run(images=100, epochs=2, batch=20)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    experiments = {"small": lab.Experiment((SETTING,), (0,), (100, 101))}
+    monkeypatch.setattr(lab, "EXPERIMENTS", experiments)
+    monkeypatch.setitem(lab.METHODS, "none", [{"learning_rate": rate} for rate in (0.01, 0.1)])
+
+
+def test_trials_and_then_the_best_of_them_on_test_images(small, tmp_path, capsys):
+    sweep("small", folder=tmp_path, methods=["none"], workers=2)
+    records = list(Results(tmp_path / "small.jsonl").records.values())
+    configs = [Run.from_dict(record["config"]) for record in records]
+    assert [run.evaluate_on for run in configs] == ["validation"] * 2 + ["test"] * 2
+    best = max(records[:2], key=lambda record: record["metrics"]["validation_accuracy"])
+    assert {run.learning_rate for run in configs[2:]} == {best["config"]["learning_rate"]}
+    assert {run.seed for run in configs[2:]} == {100, 101}
+    assert records[0]["curves"]["loss"] == train(configs[0])["curves"]["loss"]
+    assert capsys.readouterr().out == ""
+    sweep("small", folder=tmp_path, methods=["none"])
+    assert capsys.readouterr().out == f"small: complete in {tmp_path}\n"
+
+
+def test_unknown_names(small, tmp_path):
+    with pytest.raises(ValueError, match=r"experiment must be one of small, lab, full; got large"):
+        sweep("large", folder=tmp_path)
+    with pytest.raises(ValueError, match=r"method must be one of none, .*; got magic"):
+        sweep("small", folder=tmp_path, methods=["magic"])
+    assert list(tmp_path.iterdir()) == []
