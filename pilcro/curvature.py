@@ -55,15 +55,19 @@ def pyramid(field: Map, levels: int = 3) -> list[Float[Tensor, "_ _"]]:
     return maps
 
 
+class NoLandscapeError(ValueError):
+    """The importance is zero at every pixel."""
+
+
 def normalise(importance: Map) -> Map:
     """Importance over its mean: 1 everywhere when flat.
 
     Raises:
-        ValueError: the importance is zero everywhere, so there is no shape to speak of.
+        NoLandscapeError: the importance is zero everywhere, so there is no shape to speak of.
     """
     mean = importance.mean()
     if not mean > 0:
-        raise ValueError(
+        raise NoLandscapeError(
             "importance is zero at every pixel (or not a number): the output does not depend on "
             "the input, so the landscape has no shape"
         )

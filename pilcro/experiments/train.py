@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pilcro.curvature import NoLandscapeError
 from pilcro.experiments import metrics, networks, results
 from pilcro.experiments.config import Run
 from pilcro.experiments.methods import augmented, penalty
@@ -48,8 +49,8 @@ def train(
     Returns:
         ``config``, ``seed``, ``curves`` (a number an epoch), ``landscape`` (summaries at the
         start, in the middle and at the end), ``thumbnail`` of the last one, ``metrics`` and
-        ``provenance``. A run whose loss is no longer finite stops there, and its metrics hold
-        ``diverged_in_epoch`` alone.
+        ``provenance``. A run whose loss is no longer finite, or whose penalty has nothing left to
+        measure, stops there, and its metrics hold ``diverged_in_epoch`` alone.
 
     Raises:
         ValueError, FetchError: as :func:`split` does; a damaged checkpoint.
@@ -139,7 +140,7 @@ class Training:
             if self.penalty is not None:
                 try:
                     loss = task + self.penalty(self.shared, images)
-                except FloatingPointError:  # the ¶-objective says so before the loss does
+                except (FloatingPointError, NoLandscapeError):  # diverged, or all gates are shut
                     return math.nan
         loss.backward()
         self.optimizer.step()

@@ -118,6 +118,14 @@ def test_a_network_that_died_has_no_landscape():
     assert training.curves["landscape"] == [{"mean": 0.0}]
 
 
+def test_nothing_to_penalise_in_a_network_that_died():
+    training = Training(dataclasses.replace(SMALL, method=Method("objective", 0.1)), 0, 1)
+    for p in training.model.parameters():
+        p.data.zero_()
+    training.one_epoch()
+    assert training.diverged
+
+
 def test_a_run_that_diverges_says_when():
     found = train(Run(images=200, epochs=5, batch=50, learning_rate=1e6))
     epoch = found["metrics"]["diverged_in_epoch"]
