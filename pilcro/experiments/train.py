@@ -49,8 +49,8 @@ def train(
     Returns:
         ``config``, ``seed``, ``curves`` (a number an epoch), ``landscape`` (summaries at the
         start, in the middle and at the end), ``thumbnail`` of the last one, ``metrics`` and
-        ``provenance``. A run whose loss is no longer finite, or whose penalty has nothing left to
-        measure, stops there, and its metrics hold ``diverged_in_epoch`` alone.
+        ``provenance``. A run whose loss is no longer finite stops there, and its metrics hold
+        ``diverged_in_epoch`` alone.
 
     Raises:
         ValueError, FetchError: as :func:`split` does; a damaged checkpoint.
@@ -140,8 +140,10 @@ class Training:
             if self.penalty is not None:
                 try:
                     loss = task + self.penalty(self.shared, images)
-                except (FloatingPointError, NoLandscapeError):  # diverged, or all gates are shut
+                except FloatingPointError:  # the ¶-objective says so before the loss does
                     return math.nan
+                except NoLandscapeError:  # all gates are shut: it stays as bad as any dead network
+                    pass
         loss.backward()
         self.optimizer.step()
         self.schedule.step()

@@ -118,12 +118,14 @@ def test_a_network_that_died_has_no_landscape():
     assert training.curves["landscape"] == [{"mean": 0.0}]
 
 
-def test_nothing_to_penalise_in_a_network_that_died():
-    training = Training(dataclasses.replace(SMALL, method=Method("objective", 0.1)), 0, 1)
-    for p in training.model.parameters():
-        p.data.zero_()
-    training.one_epoch()
-    assert training.diverged
+def test_a_network_that_died_is_trained_on_with_or_without_a_penalty():
+    for method in (Method(), Method("objective", 0.1), Method("jacobian", 1.0)):
+        training = Training(dataclasses.replace(SMALL, method=method), 0, 1)
+        for p in training.model.parameters():
+            p.data.zero_()
+        training.one_epoch()
+        assert not training.diverged
+        assert training.curves["accuracy"][-1] == pytest.approx(0.1, abs=0.03)
 
 
 def test_a_run_that_diverges_says_when():
