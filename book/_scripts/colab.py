@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from importlib.metadata import packages_distributions
 from pathlib import Path, PurePosixPath
 
 import nbformat
@@ -35,6 +36,9 @@ ADMONITIONS = {
     "admonition", "attention", "caution", "danger", "dropdown", "error", "hint", "important",
     "margin", "note", "seealso", "sidebar", "tip", "topic", "warning",
 }  # fmt: skip
+COLAB = {
+    "IPython", "ipywidgets", "matplotlib", "numpy", "pandas", "torch", "torchvision",
+}  # fmt: skip  # what is always there
 TITLED = {"admonition", "dropdown", "sidebar", "topic"}  # the others' first line is text
 
 # --- inline: roles and links --------------------------------------------------------------------
@@ -258,19 +262,30 @@ def indented(text: str, first_line: str) -> str:
 # --- the notebook -------------------------------------------------------------------------------
 
 
-def install_cells(book: Book, document: str) -> list[dict]:
+def further_packages(cells: list[dict]) -> list[str]:
+    """What the code imports beyond pilcro and what Colab has for certain, as pip calls it."""
+    code = "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "code")
+    imported = set(re.findall(r"^\s*(?:import|from) (\w+)", code, re.MULTILINE))
+    known = packages_distributions()
+    names = imported - sys.stdlib_module_names - COLAB - {"pilcro"}
+    return sorted({distribution for name in names for distribution in known[name]})
+
+
+def install_cells(book: Book, document: str, further: list[str]) -> list[dict]:
     page = f"{book.pages}/{document}.html"
     text = f"""\
 **On Colab, run the next cell first.** This notebook is made from [a chapter of the book]({page}).
 
-- The cell installs `pilcro` alone. Colab's own torch and numpy stay as they are: replacing them
-  under a running session breaks it.
+- The cell installs `pilcro` and what Colab may lack. Colab's own torch and numpy stay as they are:
+  replacing them under a running session breaks it.
 - If an import then fails, or a number differs from the book's, the versions differ. Choose
   *Runtime → Disconnect and delete runtime*, reconnect, and run all cells from the top. If it fails
   again, [the book's requirements]({book.repository}/blob/HEAD/requirements.txt) list the versions
   that it was made with.
 - The chapter needs no GPU. To use one: *Runtime → Change runtime type*."""
     code = f'%pip install --quiet --no-deps "pilcro @ git+{book.repository}"'
+    if further:
+        code += f"\n%pip install --quiet {' '.join(further)}"
     return [new_markdown_cell(text, id="colab-install-text"),
             new_code_cell(code, id="colab-install")]  # fmt: skip
 
@@ -292,7 +307,7 @@ def derive(notebook: nbformat.NotebookNode, book: Book, document: str) -> nbform
     """The Colab notebook of one chapter."""
     rewriter = Rewriter(book, document)
     solutions = solution_cells(notebook.cells)
-    cells = install_cells(book, document)
+    cells = install_cells(book, document, further_packages(notebook.cells))
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             text = rewriter.rewrite(cell.source)
