@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 from pilcro.experiments.metrics import OBJECTS
+from pilcro.experiments.splits import CLASSES
 from pilcro.experiments.statistics import Comparison, compare, holm
 from pilcro.experiments.stored import Results
 
@@ -25,31 +26,58 @@ NETWORKS = {
 
 Metric = Callable[[dict], float | int | None]
 
-# What a number is read from; None where a run has none.
-METRICS: dict[str, Metric] = {
-    "accuracy": lambda run: run["metrics"].get("accuracy"),
-    "calibration error": lambda run: run["metrics"].get("calibration_error"),
-    "accuracy in noise": lambda run: mean_of(run["metrics"].get("noise", {}).values()),
-    "accuracy corrupted": lambda run: mean_of(
-        value for values in run["metrics"].get("corruption", {}).values() for value in values
-    ),
-    "accuracy everywhere": lambda run: mean_of(
-        right / OBJECTS for row in run["metrics"].get("by_place", []) for right in row
-    ),
-    "roughness": lambda run: run["landscape"].get("end", {}).get("roughness"),
-    "coverage": lambda run: run["landscape"].get("end", {}).get("coverage"),
-    "area under the curve": lambda run: mean_of(run["curves"]["accuracy"]),
-    "processor seconds": lambda run: sum(run["curves"]["processor_seconds"]),
+CHANCE = 1 / CLASSES  # accuracy of a network that says the same of every image
+
+# Accuracies in what a run has measured under a name.
+ACCURACIES: dict[str, Callable[[dict], Iterable[float]]] = {
+    "accuracy": lambda metrics: [metrics["accuracy"]],
+    "noise": lambda metrics: metrics["noise"].values(),
+    "corruption": lambda metrics: [x for values in metrics["corruption"].values() for x in values],
+    "by_place": lambda metrics: [x / OBJECTS for row in metrics["by_place"] for x in row],
 }
 
 
-def mean_of(values: Iterable[float]) -> float | None:
+def share_right(name: str) -> Metric:
+    """A metric: the mean accuracy in what was measured under a name; None where nothing was.
+
+    A run that diverged has no network to measure, and counts as one that guesses: leaving it out
+    would flatter the method that made it diverge.
+
+    >>> share_right("noise")({"metrics": {"noise": {"0.1": 0.5, "0.2": 0.3}}})
+    0.4
+    >>> share_right("accuracy")({"metrics": {"diverged_in_epoch": 3}, "dataset": "cifar10"})
+    0.1
     """
-    >>> mean_of([0.5, 1.0]), mean_of([])
-    (0.75, None)
-    """
-    found = list(values)
-    return fmean(found) if found else None
+
+    def metric(run: dict) -> float | None:
+        metrics, of_places = run["metrics"], name == "by_place"
+        if name in metrics:
+            return fmean(ACCURACIES[name](metrics))
+        applies = name == "accuracy" or of_places == run["dataset"].startswith("scenes")
+        return CHANCE if applies and "diverged_in_epoch" in metrics else None
+
+    return metric
+
+
+def curve(run: dict) -> list[float]:
+    """Validation accuracies of all epochs; after it diverged, a network guesses."""
+    found = run["curves"]["accuracy"]
+    missing = run["config"]["epochs"] - len(found)
+    return found + missing * [CHANCE]
+
+
+# What a number is read from; None where a run has none.
+METRICS: dict[str, Metric] = {
+    "accuracy": share_right("accuracy"),
+    "calibration error": lambda run: run["metrics"].get("calibration_error"),
+    "accuracy in noise": share_right("noise"),
+    "accuracy corrupted": share_right("corruption"),
+    "accuracy everywhere": share_right("by_place"),
+    "roughness": lambda run: run["landscape"].get("end", {}).get("roughness"),
+    "coverage": lambda run: run["landscape"].get("end", {}).get("coverage"),
+    "area under the curve": lambda run: fmean(curve(run)),
+    "processor seconds": lambda run: sum(run["curves"]["processor_seconds"]),
+}
 
 
 def reaching(target: float, per: str = "epochs") -> Metric:
@@ -64,16 +92,18 @@ def reaching(target: float, per: str = "epochs") -> Metric:
         is less than it would have needed.
 
     >>> run = {"curves": {"accuracy": [0.2, 0.6], "processor_seconds": [1.5, 2.5]}}
+    >>> run["config"] = {"epochs": 2}
     >>> reaching(0.5)(run), reaching(0.5, "processor_seconds")(run), reaching(0.9)(run)
     (2, 4.0, 3)
     """
 
     def metric(run: dict) -> float | int:
-        accuracies, seconds = run["curves"]["accuracy"], run["curves"]["processor_seconds"]
+        accuracies, seconds = curve(run), run["curves"]["processor_seconds"]
         there = (epoch for epoch, value in enumerate(accuracies, 1) if value >= target)
         epochs = next(there, len(accuracies) + 1)
         if per == "processor_seconds":
-            return sum([*seconds, fmean(seconds)][:epochs])
+            missing = len(accuracies) + 1 - len(seconds)
+            return sum([*seconds, *missing * [fmean(seconds)]][:epochs])
         if per == "steps":
             return epochs * (run["config"]["images"] // run["config"]["batch"])
         return epochs

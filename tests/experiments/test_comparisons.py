@@ -8,13 +8,13 @@ import torch
 from pilcro.experiments import results
 from pilcro.experiments.config import Run
 from pilcro.experiments.statistics import verdict
-from pilcro.experiments.tables import METRICS, by_seed, cell, compared, finals, overview, reaching
+from pilcro.experiments.tables import METRICS, compared, finals, overview, reaching
 
 SETTINGS = [("cifar10", "small_cnn"), ("cifar10", "small_resnet"), ("fashion_mnist", "small_cnn")]
 
 
 def run(method, seed, accuracy, dataset="cifar10", network="small_cnn", part="test"):
-    config = Run(dataset, 1000, network, seed=seed, evaluate_on=part)
+    config = Run(dataset, 1000, network, seed=seed, evaluate_on=part, epochs=2)
     return {
         "experiment": "made up",
         "dataset": dataset,
@@ -86,12 +86,34 @@ def test_pairs_share_their_seed():
     assert only.high - only.low < 1e-9
 
 
-def test_a_diverged_run_leaves_its_pair_out():
+def diverged(method, seed, dataset="cifar10"):
+    made = run(method, seed, 0.5, dataset)
+    curves = {"accuracy": [0.2], "processor_seconds": [1.0]}
+    return made | {"metrics": {"diverged_in_epoch": 1}, "landscape": {}, "curves": curves}
+
+
+def test_a_run_that_diverged_counts_as_one_that_guesses():
+    """Nine good runs and a diverged one are not ten good ones."""
     runs = [run(method, seed, 0.5) for method in ("none", "¶ log") for seed in range(4)]
-    runs[0]["metrics"] = {"diverged_in_epoch": 1}
+    runs[-1] = diverged("¶ log", 3)
     (only,) = compared(runs, METRICS["accuracy"], "¶ log").values()
-    assert only.pairs == 3
-    assert 0 not in by_seed(runs, METRICS["accuracy"])[cell(runs[0])]["none"]
+    assert only.pairs == 4
+    assert only.difference == pytest.approx((0.1 - 0.5) / 4)
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "scenes_centred"])
+def test_what_a_run_that_diverged_has(dataset):
+    found = {name: metric(diverged("none", 0, dataset)) for name, metric in METRICS.items()}
+    guessed = {name for name, value in found.items() if value == 0.1}
+    of_places, of_others = {"accuracy everywhere"}, {"accuracy in noise", "accuracy corrupted"}
+    assert guessed == {"accuracy"} | (of_places if dataset.startswith("scenes") else of_others)
+    assert found["area under the curve"] == pytest.approx((0.2 + 0.1) / 2)
+    assert {name for name, value in found.items() if value is None} == {
+        *("calibration error", "roughness", "coverage"),
+        *(of_others if dataset.startswith("scenes") else of_places),
+    }
+    assert reaching(0.3)(diverged("none", 0)) == 3
+    assert reaching(0.3, "processor_seconds")(diverged("none", 0)) == 3
 
 
 def test_too_few_pairs_are_no_comparison():
@@ -102,6 +124,7 @@ def test_too_few_pairs_are_no_comparison():
 def test_until_a_target():
     made = run("none", 0, 0.6)
     made["curves"] = {"accuracy": [0.2, 0.5, 0.7], "processor_seconds": [1.0, 2.0, 3.0]}
+    made["config"]["epochs"] = 3
     assert [reaching(t)(made) for t in (0.1, 0.5, 0.6, 0.8)] == [1, 2, 3, 4]
     assert reaching(0.5, "steps")(made) == 2 * (1000 // 64)
     assert reaching(0.6, "processor_seconds")(made) == 6
