@@ -84,7 +84,7 @@ def sweep(
 
 
 def refuse_unknown(what: str, names: Collection[str], *known: Collection[str]) -> None:
-    everything = [name for group in known for name in group]
+    everything = dict.fromkeys(name for group in known for name in group)
     if unknown := [name for name in names if name not in everything]:
         raise ValueError(f"{what} must be one of {', '.join(everything)}; got {', '.join(unknown)}")
 

@@ -74,11 +74,12 @@ def data(request, monkeypatch):
 
 
 def test_one_cell_of_each_experiment_is_remade(stored, data):
-    record = next(
+    plain = [
         r
         for r in stored.records.values()
-        if (r["network"], r["method"], r["config"]["evaluate_on"]) == ("small_cnn", "none", "test")
-    )
+        if (r["method"], r["config"]["evaluate_on"]) == ("none", "test")
+    ]
+    record = min(plain, key=lambda r: r["network"])  # the small CNN where there is one: it is cheap
     run = Run.from_dict(record["config"])
     if run.dataset == "cifar10" and not is_fetched("cifar10"):
         pytest.skip("cifar10 is not here: pilcro fetch cifar10, or PILCRO_TEST_MIRRORS=1")
