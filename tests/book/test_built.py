@@ -1,5 +1,7 @@
 """The built pages hold together, and the checkers of built pages can fail."""
 
+import re
+
 import built
 import pytest
 import yaml
@@ -37,7 +39,7 @@ def test_search_finds_the_key_terms(pages, html):
         assert built.found(index, stem(word)), f"the search does not find {word!r}"
     for name in TOC:
         heading = pages[f"{name}.html"].soup.h1.get_text().lower()
-        words = [word for word in heading.replace("#", "").split() if word.isalpha()]
+        words = re.findall(r"[^\W\d_]+", heading)
         hits = {word for word in words if name in built.found(index, stem(word))}
         assert hits, f"the search finds {name} by no word of its title {heading!r}"
 
