@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path, PurePosixPath
 
@@ -262,13 +263,15 @@ def indented(text: str, first_line: str) -> str:
 # --- the notebook -------------------------------------------------------------------------------
 
 
+distributions = cache(packages_distributions)  # it reads the files of every package
+
+
 def further_packages(cells: list[dict]) -> list[str]:
     """What the code imports beyond pilcro and what Colab has for certain, as pip calls it."""
     code = "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "code")
     imported = set(re.findall(r"^\s*(?:import|from) (\w+)", code, re.MULTILINE))
-    known = packages_distributions()
     names = imported - sys.stdlib_module_names - COLAB - {"pilcro"}
-    return sorted({distribution for name in names for distribution in known[name]})
+    return sorted({distribution for name in names for distribution in distributions()[name]})
 
 
 def install_cells(book: Book, document: str, further: list[str]) -> list[dict]:

@@ -69,7 +69,7 @@ def scenes(
         cut_at = torch.stack([draw(0, height - side + 1), draw(0, width - side + 1)], -1)
         put_at = torch.stack([draw(0, canvas + margin), draw(0, canvas + margin)], -1)
         for source, cut, put in zip(sources, cut_at, put_at, strict=True):
-            _paste(scene, objects[_window(source, cut, channels, side, side)], put)
+            _paste(scene, objects[window(source, cut, channels, side, side)], put)
     _paste(scene, objects, places.to(objects.device, torch.long) + margin)
     return scene[..., margin : margin + canvas, margin : margin + canvas].contiguous()
 
@@ -118,7 +118,7 @@ def grid_of_places(object_size: int, canvas: int, steps: int) -> Tensor:
     return torch.stack(torch.meshgrid(along, along, indexing="ij"), -1)
 
 
-def _window(
+def window(
     images: Tensor, corners: Tensor, channels: int, height: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Index (batch, channels, height, width) of a window with its top left pixel at corners[i] of
@@ -137,9 +137,9 @@ def _window(
 def _paste(scene: Tensor, patches: Tensor, corners: Tensor) -> None:
     """Put patches (batch, channels, h, w) in front of the scenes, in place."""
     own = torch.arange(len(scene), device=scene.device)
-    window = _window(own, corners, *patches.shape[1:])
+    place = window(own, corners, *patches.shape[1:])
     black = (patches == 0).all(1, keepdim=True)
-    scene[window] = torch.where(black, scene[window], patches)
+    scene[place] = torch.where(black, scene[place], patches)
 
 
 def _room(object_size: int, canvas: int) -> int:

@@ -135,9 +135,9 @@ def refuse_second_look(run: Run, done: Iterable[dict]) -> None:
     """
     if run.evaluate_on != "test":
         return
-    for record in done:
-        other = Run.from_dict(record["config"])
-        if other.evaluate_on == "test" and other != run and question(other) == question(run):
+    tested = (r["config"] for r in done if r["config"].get("evaluate_on") == "test")
+    for other in map(Run.from_dict, tested):
+        if other != run and question(other) == question(run):
             raise ValueError(
                 f"run {other.key} has looked at the test images already, with the same method and "
                 f"seed {run.seed} and other settings ({difference(run, other)}): tune on "

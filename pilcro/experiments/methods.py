@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pilcro.data.scenes import window
 from pilcro.experiments.config import Method
 from pilcro.landscape import unwrapped
 from pilcro.objective import PObjective, backprop, process_group, squared
@@ -50,7 +51,7 @@ class GradientPenalty:
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.generator.set_state(state["generator"].cpu())
+        self.generator.set_state(state["generator"])
 
 
 def penalty(method: Method, generator: torch.Generator) -> PObjective | GradientPenalty | None:
@@ -90,10 +91,7 @@ def augmented(method: Method, images: Images, generator: torch.Generator) -> Ima
     if method.name != "shift":
         return images
     reach = int(method.strength)
-    batch, _, height, width = images.shape
-    moves = torch.randint(2 * reach + 1, (2, batch), generator=generator).to(images.device)
-    rows = moves[0, :, None] + torch.arange(height, device=images.device)
-    columns = moves[1, :, None] + torch.arange(width, device=images.device)
-    padded = F.pad(images, [reach] * 4)
-    each = torch.arange(batch, device=images.device)[:, None, None]
-    return padded[each, :, rows[:, :, None], columns[:, None]].movedim(3, 1)
+    batch, channels, height, width = images.shape
+    corners = torch.randint(2 * reach + 1, (2, batch), generator=generator).T.to(images.device)
+    each = torch.arange(batch, device=images.device)
+    return F.pad(images, [reach] * 4)[window(each, corners, channels, height, width)]

@@ -77,8 +77,8 @@ def robustness(scores: Scores, dataset: DataName) -> dict[str, dict]:
     found = {
         kind: [accuracy(scores(x), y) for x, y in corrupted(dataset, kind)] for kind in SEVERITIES
     }
-    theirs = {kind: authors(scores, kind) for kind in data.cifar10c_kinds()}
-    more = {"cifar10c": theirs} if theirs and dataset == "cifar10" else {}
+    kinds = data.cifar10c_kinds() if dataset == "cifar10" else []
+    more = {"cifar10c": {kind: authors(scores, kind) for kind in kinds}} if kinds else {}
     return {"noise": noisy, "corruption": found, **more}
 
 

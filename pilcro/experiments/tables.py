@@ -186,11 +186,12 @@ def overview(path: str | os.PathLike, shown: Iterable[str] = METRICS) -> str:
     runs = finals(path)
     if not runs:
         return f"{path}: no runs on test images yet"
-    lines = []
+    lines, treated = [], {run["method"] for run in runs} - {"none"}
     for name in shown:
+        against_none = {m: compared(runs, METRICS[name], m) for m in treated}
         for place, methods in by_seed(runs, METRICS[name]).items():
-            found = {m: compared(runs, METRICS[name], m).get(place) for m in methods if m != "none"}
-            p = holm({m: each.p for m, each in found.items() if each is not None})
+            found = {m: cells[place] for m, cells in against_none.items() if place in cells}
+            p = holm({m: each.p for m, each in found.items()})
             rows = [row(m, values, found.get(m), p) for m, values in methods.items()]
             lines += [f"{place}: {name}", pandas.DataFrame(rows).to_string(index=False), ""]
     return "\n".join(lines)

@@ -99,8 +99,8 @@ class Training:
         if world > 1:
             cards = None if self.device.type == "cpu" else [self.device]
             self.shared = DistributedDataParallel(self.model, device_ids=cards)
-        self.generators = {name: run.generator(name) for name in ("order", "moves", "penalty")}
-        self.penalty = penalty(run.method, self.generators["penalty"])
+        self.generators = {name: run.generator(name) for name in ("order", "moves")}
+        self.penalty = penalty(run.method, run.generator("penalty"))
         self.epoch, self.diverged = 0, False
         self.curves: dict[str, list] = {
             name: [] for name in ("loss", "accuracy", "seconds", "processor_seconds", "landscape")
@@ -195,6 +195,11 @@ class Training:
             return found | {"by_place": metrics.by_place(scores)}
         return found | metrics.robustness(scores, self.run.dataset)
 
+    def parts(self) -> dict:
+        """What knows its own state."""
+        found = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
+        return found if self.penalty is None else found | {"penalty": self.penalty}
+
     def save(self, path: Path) -> None:
         """Whole or not at all: a killed process leaves the checkpoint before."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -204,8 +209,7 @@ class Training:
             "diverged": self.diverged,
             "curves": self.curves,
             "generators": {name: g.get_state() for name, g in self.generators.items()},
-            "calls": getattr(self.penalty, "calls", 0),
-            **{name: getattr(self, name).state_dict() for name in PARTS},
+            **{name: part.state_dict() for name, part in self.parts().items()},
         }
         unfinished = path.with_suffix(f".{os.getpid()}.part")
         try:
@@ -222,22 +226,17 @@ class Training:
             ValueError: the file is damaged, or belongs to another run.
         """
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise ValueError(f"{path} is no whole checkpoint; delete it ({error})") from None
         if state["key"] != self.run.key:
             raise ValueError(f"{path} belongs to another run, {state['key']}; delete it")
-        for name in PARTS:
-            getattr(self, name).load_state_dict(state[name])
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
         for name, generator in self.generators.items():
-            generator.set_state(state["generators"][name].cpu())
-        if self.penalty is not None:
-            self.penalty.calls = state["calls"]
+            generator.set_state(state["generators"][name])
         self.epoch, self.diverged = state["epoch"], state["diverged"]
         self.curves = state["curves"]
-
-
-PARTS = ("model", "optimizer", "schedule")
 
 
 def pictured(found: Landscape) -> dict:

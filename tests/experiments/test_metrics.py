@@ -84,6 +84,35 @@ def test_robustness_is_the_accuracy_on_corrupted_images():
     assert result["noise"]["0.3"] == metrics.accuracy(scores(images + 0.3 * noise), labels)
 
 
+def test_robustness_reads_the_authors_files_for_cifar10_alone(tmp_path, monkeypatch):
+    """Two images, black and white, of which the detector knows the white one's class alone."""
+    monkeypatch.setenv("PILCRO_DATA", str(tmp_path))
+    folder = tmp_path / "CIFAR-10-C"
+    folder.mkdir()
+    images = np.zeros((10, 32, 32, 3), np.uint8)
+    images[1::2] = 255
+    images[8:] = 0  # all is black at severity 5
+    np.save(folder / "fog.npy", images)
+    np.save(folder / "labels.npy", np.array([3, 8] * 5, np.uint8))
+
+    def scores(images):
+        white = images.mean((1, 2, 3)) > 0.5
+        return 1.0 * white[:, None] * torch.eye(10)[8]
+
+    monkeypatch.setattr(
+        metrics, "load", lambda dataset, train: (torch.zeros(2, 3, 32, 32), torch.tensor([3, 8]))
+    )
+    caches = (metrics.with_noise, metrics.corrupted)
+    for cached in caches:
+        cached.cache_clear()
+    try:
+        assert metrics.robustness(scores, "cifar10")["cifar10c"] == {"fog": [0.5] * 4 + [0.0]}
+        assert "cifar10c" not in metrics.robustness(scores, "fashion_mnist")
+    finally:
+        for cached in caches:
+            cached.cache_clear()
+
+
 def test_objects_found_by_place():
     """A detector that answers right where its image is bright at one place alone."""
     labels = load("scenes_centred", train=False)[1][: metrics.OBJECTS]

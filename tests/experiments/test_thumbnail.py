@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from pilcro import Landscape
-from pilcro.experiments.thumbnail import LEVELS, SIDE, TOP, thumbnail
+from pilcro.experiments.thumbnail import LEVELS, SIDE, TOP, importance_of, thumbnail
 from pilcro.plot import COLOURS
 
 
@@ -56,3 +56,13 @@ def test_it_is_small():
     wave = torch.outer(1.1 + torch.sin(i / 9), 1.1 + torch.cos(i / 7)) * (1 + (i % 16 == 0))
     uri = thumbnail(Landscape(wave.double(), exact=True))
     assert len(uri) < 1500
+
+
+def test_importance_is_read_back_to_half_a_level():
+    importance = torch.randn(30, 40, generator=torch.Generator().manual_seed(0)).exp().double()
+    landscape = Landscape(importance, exact=True)
+    wanted = landscape.normalised.clamp(1 / TOP, TOP).log()
+    got = importance_of(thumbnail(landscape)).log()
+    assert got.shape == (30, 40)
+    assert (got - wanted).abs().max() <= np.log(TOP) / (LEVELS - 1) + 1e-12
+    assert got.aminmax() == pytest.approx((-np.log(TOP), np.log(TOP)))

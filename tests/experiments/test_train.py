@@ -142,6 +142,38 @@ def test_each_epoch_is_reported():
     assert said == list(enumerate(found["curves"]["accuracy"], 1))
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        Method("objective", 0.02, every=2, fraction=0.5),
+        Method("objective", 0.02, estimator="twin"),
+        Method("jacobian", 1.0),
+        Method("total_variation", 0.01),
+        Method("shift", 2.0),
+    ],
+    ids=lambda method: f"{method.name} {method.estimator}",
+)
+def test_a_run_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(tmp_path, method):
+    """An odd number of steps an epoch: a penalty every second step is in the middle of its pair."""
+    run = dataclasses.replace(SMALL, images=150, method=method)
+    whole = train(run)
+
+    class StopError(Exception):
+        pass
+
+    def stop(epoch, accuracy):
+        raise StopError
+
+    file = tmp_path / "run.pt"
+    with pytest.raises(StopError):
+        train(run, checkpoint=file, report=stop)
+    resumed = train(run, checkpoint=file)
+    for found in (whole, resumed):
+        for name in ("seconds", "processor_seconds"):
+            assert len(found["curves"].pop(name)) == 3
+    assert {**resumed, "provenance": None} == {**whole, "provenance": None}
+
+
 def test_threads_are_put_back():
     before = torch.get_num_threads()
     train(dataclasses.replace(SMALL, epochs=1, threads=2))
