@@ -8,16 +8,14 @@ writes as many. In front of a first layer of few channels the convolution does s
 floor is above the target. Peak memory of forward and backward is that of a fresh process.
 """
 
-import multiprocessing
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 
 import pandas
 import torch
 import tyro
+from _memory import in_new_process, resident
 from _timing import in_turns, ratio, seconds
-from penalty_cost import resident
 from torch import Tensor, nn
 
 from pilcro.neighbours import LocallyConnected2d, LowRankLocallyConnected2d
@@ -98,8 +96,7 @@ def build(side: str, channels: int, filters: int, size: int, rank: int) -> nn.Mo
 
 def peak_memory(side: str, *geometry: int) -> int:
     """Bytes that two passes need at most, weights and all, in a new process."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(peak_memory_here, side, *geometry).result()
+    return in_new_process(peak_memory_here, side, *geometry)
 
 
 def peak_memory_here(side: str, *geometry: int) -> int:

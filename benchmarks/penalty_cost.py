@@ -6,10 +6,8 @@ measured and nothing is stored. With it, all networks go to data/results/cost/pe
 what is there already for this device, precision and memory format is not measured again.
 """
 
-import multiprocessing
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -18,6 +16,7 @@ import pandas
 import torch
 import torch.nn.functional as F
 import tyro
+from _memory import in_new_process, resident
 from _timing import in_turns, ratio, seconds
 from torch import Tensor, nn
 
@@ -165,8 +164,7 @@ def clock(device: str) -> Callable[[], float]:
 
 def peak_memory(name: str, config: dict, setting: str) -> int:
     """Bytes that two measurements of a setting need at most, weights and all, in a new process."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(peak_memory_here, name, config, setting).result()
+    return in_new_process(peak_memory_here, name, config, setting)
 
 
 def peak_memory_here(name: str, config: dict, setting: str) -> int:
@@ -178,15 +176,6 @@ def peak_memory_here(name: str, config: dict, setting: str) -> int:
     if config["device"] == "cpu":
         return resident() - before
     return torch.cuda.max_memory_allocated()
-
-
-def resident() -> int:
-    """Highest resident memory of this process so far, in bytes (Linux); not of its parent, as
-    ``resource.getrusage`` has it."""
-    (line,) = [
-        line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line
-    ]
-    return int(line.split()[1]) * 1024
 
 
 def accelerator(device: str) -> str | None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pilcro.checks import one_of
 from pilcro.shapes import Float, Map
 
 # Pixels that no path reaches have importance 0 and log -inf. The floor, relative to the mean
@@ -107,7 +108,7 @@ def curvature(importance: Map, *, form: str = "log", levels: int = 3) -> Tensor:
         raise ValueError(
             f"importance must be a non-empty (height, width) map, got {tuple(importance.shape)}"
         )
-    check_form(form)
+    one_of("form", form, FORMS)
     if form == "log":
         field = log_landscape(importance)
     elif form == "mean":
@@ -115,8 +116,3 @@ def curvature(importance: Map, *, form: str = "log", levels: int = 3) -> Tensor:
     else:
         field = importance * importance.numel()
     return torch.stack([laplacian(level).square().mean() for level in pyramid(field, levels)]).sum()
-
-
-def check_form(form: object) -> None:
-    if form not in FORMS:
-        raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}")

@@ -6,7 +6,6 @@ The definition is ours; that of arXiv 2001.09696 was not available to us.
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pilcro.checks import positive_int
 from pilcro.covariances import AFFORDABLE
 from pilcro.curvature import curvature, log_landscape, normalise
 from pilcro.propagate import propagate
@@ -30,6 +30,7 @@ from pilcro.untouched import (
     one_tensor,
     placement,
     randomness_from,
+    uncompiled,
     with_untouched,
 )
 
@@ -433,14 +434,6 @@ def as_device(device: object) -> torch.device:
         raise ValueError(f"device must be one that PyTorch knows: {error}") from None
 
 
-def positive_int(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
-
-
 def as_size(image_size: object) -> tuple[int, int]:
     """An int or (height, width) as (height, width)."""
     if isinstance(image_size, tuple | list):
@@ -509,9 +502,8 @@ def computing(
     """Gradients on, autocast off (or as it is, if ``autocast``), randomness from the generator; and
     what PyTorch says about shapes becomes one error that names the images which were tried."""
     device, _ = placement(model)
-    compiled = "torch._dynamo" in sys.modules  # slow to import, and without it nothing is compiled
     with (
-        torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
+        uncompiled(),
         torch.inference_mode(False),
         torch.enable_grad(),
         nullcontext() if autocast else torch.autocast(device.type, enabled=False),

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from pilcro.neighbours.edge_filters import EdgeFilterConv2d
+from pilcro.checks import one_of
+from pilcro.neighbours import (
+    CoordinateChannels,
+    EdgeFilterConv2d,
+    LocallyConnected2d,
+    LowRankLocallyConnected2d,
+    wide_filters,
+)
 
 KINDS = ("conv", "low_rank", "local", "wide", "coordinates")
 
@@ -145,10 +152,7 @@ def position_cnn(
     >>> position_cnn("low_rank", filters=8)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
-    from pilcro.neighbours import controls, locally_connected, low_rank
-
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+    one_of("kind", kind, KINDS)
     if not set(layers) <= {0, 1, 2}:
         raise ValueError(f"layers must be among 0, 1 and 2, got {layers!r}")
     if image_size < 7:
@@ -158,19 +162,19 @@ def position_cnn(
         here = kind if index in layers else "conv"
         if here == "low_rank":
             options = {"bias": False, "combine": combine, "normalisation": normalisation}
-            return low_rank.LowRankLocallyConnected2d(before, filters, 3, size, rank, **options)
+            return LowRankLocallyConnected2d(before, filters, 3, size, rank, **options)
         if here == "local":
-            return locally_connected.LocallyConnected2d(before, filters, 3, size)
+            return LocallyConnected2d(before, filters, 3, size)
         width = filters
         if here == "wide":
-            width = controls.wide_filters(before, filters, rank, last=index == 2)
+            width = wide_filters(before, filters, rank, last=index == 2)
         conv = nn.Conv2d(before, width, 3, bias=False)
         nn.init.kaiming_uniform_(conv.weight, nonlinearity="relu")
         return conv
 
     network: list[nn.Module] = []
     if kind == "coordinates":
-        network.append(controls.CoordinateChannels())
+        network.append(CoordinateChannels())
         channels += 2
     for index in range(3):
         new = layer(index, channels, image_size - 2 * (index + 1))

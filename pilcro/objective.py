@@ -5,7 +5,6 @@ Chapter 8 builds it step by step, chapter 9 says what its settings cost.
 
 import math
 from collections.abc import Callable
-from numbers import Real
 
 import torch
 import torch.distributed as dist
@@ -13,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
-from pilcro.curvature import check_form, curvature
+from pilcro.checks import number, one_of, positive_int
+from pilcro.curvature import FORMS, curvature
 from pilcro.double_backward import CheapDoubleBackward
 from pilcro.landscape import (
     check_images,
     check_output,
     computing,
-    positive_int,
     unit_vectors,
     unwrapped,
 )
@@ -86,14 +85,12 @@ class PObjective:
         projections: int = 1,
         generator: torch.Generator | None = None,
     ) -> None:
-        for name, value in (("weight", weight), ("fraction", fraction)):
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise TypeError(f"{name} must be a number, got {value!r}")
+        number("weight", weight)
+        number("fraction", fraction)
         if not 0 <= weight < math.inf:
             raise ValueError(f"weight must be a finite number of at least 0, got {weight!r}")
-        check_form(form)
-        if estimator not in ESTIMATORS:
-            raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}; got {estimator!r}")
+        one_of("form", form, FORMS)
+        one_of("estimator", estimator, ESTIMATORS)
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must lie in (0, 1], got {fraction!r}")
         self.weight, self.form, self.estimator, self.fraction = weight, form, estimator, fraction

@@ -1,7 +1,8 @@
 """Use a model and leave it exactly as it was found."""
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -77,6 +78,12 @@ def randomness_from(generator: torch.Generator, device: torch.device) -> Iterato
             with torch.cuda.device(card):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+def uncompiled() -> AbstractContextManager:
+    """Compiled models run as they were written."""
+    compiled = "torch._dynamo" in sys.modules  # slow to import, and without it nothing is compiled
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def as_generator(generator: torch.Generator | None) -> torch.Generator:

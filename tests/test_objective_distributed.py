@@ -1,28 +1,20 @@
 """Several real processes give the penalty and the gradients of one that holds the whole batch."""
 
 import itertools
-import os
-import time
-import warnings
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
+from processes import found_by_each, needs_gloo
 from torch import nn
-from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from pilcro import PObjective, draw_network
 from pilcro.objective import evenly_spread
 
-pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="no gloo in this build"
-)
+pytestmark = needs_gloo
 
 SHARDS = {2: [(3, 5), (1, 6)], 3: [(2, 1, 5), (4, 1, 1)]}  # images of each process
 NETS = ("plain", "norms")
-LIMIT = 300  # seconds; some 10 are needed
 CASES = list(itertools.product(NETS, ("backprop", "twin"), (1.0, 0.25), (0, 1)))
 
 
@@ -63,21 +55,14 @@ def gradients(net):
 # --- in each process -----------------------------------------------------------------------------
 
 
-def work(rank, world, folder):
-    warnings.simplefilter("error")
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    limit = timedelta(seconds=LIMIT / 2)
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=limit)
+def work(rank, world):
     found = {case: penalised(rank, world, *case) for case in CASES}
     if world == 2:  # the compiler is slow to import
         found["compiled"] = compiled(rank, world)
     found["every"] = every_other_call(rank, world)
     found["synchronised"] = [refusal(synchronised, rank, mode) for mode in ("train", "twin")]
     found["not finite"] = refusal(not_finite, rank, world)
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return found
 
 
 def shard(rank, world, which=0):
@@ -133,18 +118,8 @@ def not_finite(rank, world):
 
 @pytest.fixture(scope="module", params=list(SHARDS))
 def found(request, tmp_path_factory):
-    """What each process found; all of them are ended when one fails or time is up."""
-    folder, world = tmp_path_factory.mktemp("processes"), request.param
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    processes = start_processes(work, (world, str(folder)), world, join=False, start_method="spawn")
-    deadline = time.monotonic() + LIMIT
-    try:
-        while not processes.join(timeout=1):
-            assert time.monotonic() < deadline, "the processes wait for each other"
-    finally:
-        for process in processes.processes:
-            process.kill()
-    return world, [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+    world = request.param
+    return world, found_by_each(work, world, tmp_path_factory.mktemp("processes"))
 
 
 def alone(world, kind, estimator, fraction, which):

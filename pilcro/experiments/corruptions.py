@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pilcro.checks import one_of
 from pilcro.shapes import Float, Images
 from pilcro.untouched import as_generator
 
@@ -45,8 +46,7 @@ def corrupt(
     >>> corrupt(white, "contrast", 5).unique().tolist()
     [1.0]
     """
-    if kind not in SEVERITIES:
-        raise ValueError(f"kind must be one of {', '.join(SEVERITIES)}; got {kind!r}")
+    one_of("kind", kind, SEVERITIES)
     if severity not in range(1, 6):
         raise ValueError(f"severity must be an int from 1 to 5, got {severity!r}")
     form = images.ndim == 4 and images.shape[1] in (1, 3) and images.numel() > 0

@@ -4,7 +4,7 @@ coordinates as channels."""
 import torch
 from torch import Tensor, nn
 
-from pilcro.landscape import positive_int
+from pilcro.checks import positive_int
 from pilcro.shapes import Float, Images
 
 

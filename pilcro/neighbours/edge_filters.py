@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pilcro.landscape import positive_int
+from pilcro.checks import positive_int
 from pilcro.shapes import Float, Images
 
 # As PyTorch slides them: brighter to the right, or further down, is positive for x, or y.

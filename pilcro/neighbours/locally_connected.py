@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function
 
-from pilcro.landscape import positive_int
+from pilcro.checks import positive_int
 from pilcro.rules.pooling import pair
 from pilcro.second_moments import StandIn
 from pilcro.shapes import Float, Images

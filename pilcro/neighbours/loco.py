@@ -8,13 +8,13 @@ sees them.
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from pilcro.checks import number, one_of
 from pilcro.landscape import unwrapped
 from pilcro.second_moments import at_least_single
 from pilcro.shapes import Float
@@ -62,12 +62,9 @@ def loco_penalty(
     True
     """
     for name, value in (("weight", weight), ("growth", growth)):
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise TypeError(f"{name} must be a number, got {value!r}")
-        if not 0 <= value < math.inf:
+        if not 0 <= number(name, value) < math.inf:
             raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
-    if law not in LAWS:
-        raise ValueError(f"law must be one of {', '.join(LAWS)}; got {law!r}")
+    one_of("law", law, LAWS)
 
     kernels = spatial_kernels(unwrapped(model)).values()
     sizes = {kernel.shape[2:] for kernel in kernels}

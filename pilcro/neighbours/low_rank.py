@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.overrides import handle_torch_function
 
-from pilcro.landscape import positive_int
+from pilcro.checks import one_of, positive_int
 from pilcro.neighbours.locally_connected import LocalLayer, Outputs, Size, check_fit, he_uniform_
 from pilcro.second_moments import StandIn, UnsupportedOperation
 from pilcro.shapes import Float, Images
@@ -291,9 +291,3 @@ class Context(nn.Module):
         ]
         squeezed = self.squeeze(torch.cat(resized, 1)).relu()
         return self.project(self.excite(squeezed).sigmoid())
-
-
-def one_of(name: str, value: str, options: object) -> str:
-    if value not in options:
-        raise ValueError(f"{name} must be one of {', '.join(options)}; got {value!r}")
-    return value

@@ -12,22 +12,21 @@ nothing to drop, which is an error and not silently another network.
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from numbers import Real
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from pilcro.checks import number, one_of
 from pilcro.landscape import check_images, unwrapped
 from pilcro.objective import process_group
 from pilcro.rules.activations import through_dropout
 from pilcro.second_moments import at_least_single, second_moment_rule
 from pilcro.shapes import Images
-from pilcro.untouched import one_tensor, with_untouched
+from pilcro.untouched import one_tensor, uncompiled, with_untouched
 
 RESCALES = ("share", "sum", "none")
 
@@ -92,15 +91,13 @@ class SGDrop(nn.Module):
         rescale: str = "share",
     ) -> None:
         super().__init__()
-        for name, value in (("quantile", quantile), ("ema", 0.5 if ema is None else ema)):
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise TypeError(f"{name} must be a number, got {value!r}")
+        number("quantile", quantile)
+        number("ema", 0.0 if ema is None else ema)
         if not 0 < quantile < 1:
             raise ValueError(f"quantile must lie in (0, 1), got {quantile!r}")
         if ema is not None and not 0 <= ema < 1:
             raise ValueError(f"ema must be None or lie in [0, 1), got {ema!r}")
-        if rescale not in RESCALES:
-            raise ValueError(f"rescale must be one of {', '.join(RESCALES)}; got {rescale!r}")
+        one_of("rescale", rescale, RESCALES)
         self.quantile, self.ema = quantile, ema
         self.attribution, self.rescale = attribution, rescale
         self.salient: Tensor | None = None  # only inside drop_salient
@@ -267,10 +264,9 @@ def feature_gradients(
         return [(features[name].detach(), found[name]) for name in modules]
 
     hooks = [module.register_forward_hook(watch(name)) for name, module in modules.items()]
-    compiled = "torch._dynamo" in sys.modules  # slow to import, and without it nothing is compiled
     try:
         with (
-            torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
+            uncompiled(),
             torch.enable_grad(),
             torch.random.fork_rng([images.device] if images.is_cuda else []),
         ):

@@ -1,27 +1,19 @@
 """Two real processes drop what one does that holds the whole batch, and get its gradients."""
 
 import itertools
-import os
-import time
-import warnings
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
+from processes import found_by_each, needs_gloo
 from torch import nn
-from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from pilcro import draw_network
 from pilcro.neighbours import SGDrop, drop_salient
 
-pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="no gloo in this build"
-)
+pytestmark = needs_gloo
 
 SHARDS = (3, 5)  # images of each process
-LIMIT = 300  # seconds; some 10 are needed on an idle machine
 STEPS = 3
 CASES = list(itertools.product((None, 0.6), ("eval", "train")))  # ema, mode of the batch norm
 
@@ -66,36 +58,19 @@ def train(net, model, mode, part=slice(None), gain=1.0):
     return thresholds, gradients, {name: b.clone() for name, b in net.named_buffers()}
 
 
-def work(rank, world, folder):
-    warnings.simplefilter("error")
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    limit = timedelta(seconds=LIMIT / 2)
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=limit)
+def work(rank, world):
     part = (slice(0, SHARDS[0]), slice(SHARDS[0], None))[rank]
     found = {}
     for ema, mode in CASES:
         net = network(ema)
         # The mean over processes of twice the sums is the sum.
         found[ema, mode] = train(net, DistributedDataParallel(net), mode, part, gain=2.0)
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    processes = start_processes(work, (2, str(folder)), 2, join=False, start_method="spawn")
-    deadline = time.monotonic() + LIMIT
-    try:
-        while not processes.join(timeout=1):
-            assert time.monotonic() < deadline, "the processes wait for each other"
-    finally:
-        for process in processes.processes:
-            process.kill()
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return found_by_each(work, 2, tmp_path_factory.mktemp("processes"))
 
 
 @pytest.mark.parametrize("ema", [None, 0.6])
