@@ -117,14 +117,15 @@ class Training:
             if not math.isfinite(loss):
                 break
         self.epoch += 1
-        self.diverged = not math.isfinite(total)
         curves = self.curves
         curves["seconds"].append(round(time.perf_counter() - wall, 3))
         curves["processor_seconds"].append(round(time.process_time() - processor, 3))
-        curves["loss"].append(None if self.diverged else round(total / self.steps, 5))
         images, labels = self.split.validation
-        scores = metrics.scores_of(self.model, self.split)
-        curves["accuracy"].append(metrics.accuracy(scores(images), labels))
+        scores = metrics.scores_of(self.model, self.split)(images)
+        # The last step may have been the one too many: the loss is that before it.
+        self.diverged = not (math.isfinite(total) and scores.isfinite().all())
+        curves["loss"].append(None if self.diverged else round(total / self.steps, 5))
+        curves["accuracy"].append(metrics.accuracy(scores, labels))
         if self.epoch in (self.run.epochs // 2, self.run.epochs) and not self.diverged:
             self.measure_landscape()
 
@@ -241,15 +242,13 @@ PARTS = ("model", "optimizer", "schedule")
 
 
 def pictured(found: Landscape) -> dict:
-    """Summary numbers and a thumbnail; of a network that has died, which no pixel moves, the mean
-    alone."""
+    """Summary numbers, None for a ratio to nothing, and a thumbnail; of a network that has died,
+    which no pixel moves, the mean alone."""
     if not found.importance.any():
         return {"mean": 0.0}
-    summary = found.summary() | {"thumbnail": thumbnail(found)}
-    return {
-        name: float(f"{value:.5g}") if isinstance(value, float) else value
-        for name, value in summary.items()
-    }
+    numbers = found.summary().items()
+    rounded = {name: float(f"{x:.5g}") if math.isfinite(x) else None for name, x in numbers}
+    return rounded | {"thumbnail": thumbnail(found)}
 
 
 def optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pilcro import on_data
+from pilcro import Landscape, on_data
 from pilcro.experiments.config import Method, Run
-from pilcro.experiments.train import SEEN, Training, train
+from pilcro.experiments.train import SEEN, Training, pictured, train
 
 SMALL = Run(images=200, epochs=3, batch=50)
 
@@ -133,6 +133,31 @@ def test_a_run_that_diverges_says_when():
     epoch = found["metrics"]["diverged_in_epoch"]
     assert found["metrics"] == {"diverged_in_epoch": epoch}
     assert found["curves"]["loss"][epoch - 1] is None
+    assert json.dumps(found, allow_nan=False)
+
+
+def test_a_step_that_ruins_the_weights_is_seen_before_the_next_loss():
+    training = Training(SMALL, 0, 1)
+    step = training.step
+
+    def last_step_too_many(images, labels):
+        loss = step(images, labels)
+        for p in training.model.parameters():
+            p.data.fill_(math.nan)
+        return loss
+
+    training.steps, training.step = 1, last_step_too_many
+    training.one_epoch()
+    assert training.diverged
+    assert training.curves["loss"] == [None]
+
+
+def test_a_landscape_that_is_zero_at_the_border_has_no_centre_bias():
+    importance = torch.zeros(16, 16)
+    importance[8, 8] = 1.0
+    found = pictured(Landscape(importance, exact=False))
+    assert found["centre_bias"] is None
+    assert found["coverage"] == pytest.approx(1 / 256, rel=1e-4)
     assert json.dumps(found, allow_nan=False)
 
 
