@@ -41,7 +41,6 @@ results: $(INSTALLED) ## complete data/results (delete a file there to have it m
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/penalty_cost.py --full
 	@$(BIN)/pilcro fetch cifar10
 	@$(BIN)/pilcro sweep lab --folder data/results/lab
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pilcro.experiments.plateau
 
 bench: $(INSTALLED) ## run benchmarks/*.py: ratios of times, measured side by side
 	@set -e; for file in $(sort $(wildcard benchmarks/[a-z]*.py)); do \

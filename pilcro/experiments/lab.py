@@ -83,7 +83,7 @@ Entry = tuple[str, Run]  # name of the method, and a run with it
 def trials(experiment: Experiment, methods: Iterable[str] = METHODS) -> list[Entry]:
     """All trials of the methods, on validation images.
 
-    >>> len(trials(EXPERIMENTS["fashion"], ["none"])) == 2 * 6 * 2
+    >>> len(trials(EXPERIMENTS["fashion"], ["none"])) == 2 * 6 * len(FIVE)
     True
     """
     return [
