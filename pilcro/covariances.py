@@ -188,33 +188,51 @@ def on_both(function: Callable[[Tensor], Tensor], pairs: Tensor) -> Tensor:
 @covariance_rule(F.conv2d)
 def through_conv(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """Equal kernel taps pair up: the sum over taps t of the moments at (s o + t, s o' + t)."""
-    fixed = identity(weight) not in x.run.parameters
-    if fixed or (groups > 1 and len(x.widths) > 1):
+    if groups > 1 and len(x.widths) > 1:
         return NotImplemented
-    if x.shape[1] != weight.shape[1] * groups:
-        raise RuntimeError(f"expected {weight.shape[1] * groups} channels, got {x.shape[1]}")
-    if weight.shape[1] < MANY:
+    return behind_kernels(x, weight, bias, len(weight), stride, padding, dilation, groups)
+
+
+def behind_kernels(
+    x: Covariance,
+    weight: Tensor,
+    bias: Tensor | None,
+    width: int,
+    stride: int | Sequence[int],
+    padding: int | str | Sequence[int],
+    dilation: int | Sequence[int],
+    groups: int = 1,
+    together: Tensor | float = 1.0,
+):
+    """Behind independent kernels, the last three dimensions of ``weight``, of which those at two
+    positions have the share ``together`` (h, w, h, w) in common; ``width`` channels come out."""
+    if identity(weight) not in x.run.parameters:
+        return NotImplemented
+    channels = weight.shape[-3]
+    if x.shape[1] != channels * groups:
+        raise RuntimeError(f"expected {channels * groups} channels, got {x.shape[1]}")
+    if channels < MANY:
         x.run.approximate(
-            f"filters of {weight.shape[1]} channels: covariances are exact in the limit of many, "
+            f"filters of {channels} channels: covariances are exact in the limit of many, "
             "in which what one pixel does to several gates averages out"
         )
     square = x.run.squared(weight).flatten()[0]
     widths = [width / groups for width in x.widths]
     paddings = (padding, padding) if isinstance(padding, str) else pair(padding)
-    taps = list(zip(weight.shape[2:], pair(stride), paddings, pair(dilation), strict=True))
+    taps = list(zip(weight.shape[-2:], pair(stride), paddings, pair(dilation), strict=True))
 
     def pairs(moments: Tensor) -> Tensor:
         total = sum(width * block for width, block in zip(widths, moments, strict=True)) * square
         rows = along_one_axis(total.permute(1, 3, 0, 2), *taps[0])  # (w, w', h, h')
         both = along_one_axis(rows.permute(2, 3, 0, 1), *taps[1])  # (h, h', w, w')
-        return both.permute(0, 2, 1, 3)[None]
+        return both.permute(0, 2, 1, 3)[None] * together
 
     moments = x.moments.through(pairs)
     if bias is not None:
         shift = x.run.spread(bias.square())
         moments = replace(moments, second=moments.second + shift, shared=moments.shared + shift)
     key = identity(weight)
-    return Covariance(moments, [len(weight)], x.run, x.sources | {key}, {key})
+    return Covariance(moments, [width], x.run, x.sources | {key}, {key})
 
 
 def along_one_axis(pairs: Tensor, kernel: int, stride: int, padding: int | str, dilation: int):

@@ -1,6 +1,13 @@
-"""The few small networks that chapters and experiments train; none of them starts out flat."""
+"""The few networks that chapters and experiments train; none of them starts out flat."""
+
+import copy
+from collections.abc import Sequence
 
 from torch import nn
+
+from pilcro.neighbours.edge_filters import EdgeFilterConv2d
+
+KINDS = ("conv", "low_rank", "local", "wide", "coordinates")
 
 
 def small_cnn(classes: int = 10, channels: int = 1, image_size: int = 28) -> nn.Sequential:
@@ -94,4 +101,106 @@ def resnet18_small_images(classes: int = 10) -> nn.Module:
     model = resnet18(num_classes=classes)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
+    return model
+
+
+def position_cnn(
+    kind: str = "conv",
+    classes: int = 10,
+    channels: int = 1,
+    image_size: int = 28,
+    *,
+    filters: int = 64,
+    rank: int = 2,
+    layers: Sequence[int] = (0, 1, 2),
+    combine: str = "row+col",
+    normalisation: str = "softmax",
+) -> nn.Sequential:
+    """Three 3x3 layers without padding, each with batch norm and a ReLU, global average pooling and
+    a linear layer: what a layer gains from knowing the position.
+
+    Args:
+        kind: of the layers: ``"conv"``; ``"low_rank"``, locally connected of low rank; ``"local"``,
+            fully locally connected; ``"wide"``, convolutions as wide as ``rank`` says, see
+            :func:`pilcro.neighbours.wide_filters`; ``"coordinates"``, convolutions on an image with
+            its coordinates as channels.
+        classes: number of outputs.
+        channels: of the image.
+        image_size: pixels a side, at least 7.
+        filters: output channels of each layer.
+        rank: number of filter banks.
+        layers: which of the three are of this kind; the others are convolutions.
+        combine, normalisation: of the combining weights.
+
+    Returns:
+        A network from (batch, channels, image_size, image_size) to (batch, classes).
+
+    Raises:
+        ValueError: an unknown kind or layer, or an image that is too small.
+
+    Source: the setting of arXiv 2002.02959 and its released code: He-uniform weights, no biases in
+    front of batch norm, except in locally connected layers. Chapter 15 trains them.
+
+    >>> import torch
+    >>> position_cnn("low_rank", filters=8)(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    """
+    from pilcro.neighbours import controls, locally_connected, low_rank
+
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+    if not set(layers) <= {0, 1, 2}:
+        raise ValueError(f"layers must be among 0, 1 and 2, got {layers!r}")
+    if image_size < 7:
+        raise ValueError(f"image_size must be at least 7, got {image_size!r}")
+
+    def layer(index: int, before: int, size: int) -> nn.Module:
+        here = kind if index in layers else "conv"
+        if here == "low_rank":
+            options = {"bias": False, "combine": combine, "normalisation": normalisation}
+            return low_rank.LowRankLocallyConnected2d(before, filters, 3, size, rank, **options)
+        if here == "local":
+            return locally_connected.LocallyConnected2d(before, filters, 3, size)
+        width = filters
+        if here == "wide":
+            width = controls.wide_filters(before, filters, rank, last=index == 2)
+        conv = nn.Conv2d(before, width, 3, bias=False)
+        nn.init.kaiming_uniform_(conv.weight, nonlinearity="relu")
+        return conv
+
+    network: list[nn.Module] = []
+    if kind == "coordinates":
+        network.append(controls.CoordinateChannels())
+        channels += 2
+    for index in range(3):
+        new = layer(index, channels, image_size - 2 * (index + 1))
+        channels = new.out_channels
+        network += [new, nn.BatchNorm2d(channels), nn.ReLU()]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
+    return nn.Sequential(*network, *head)
+
+
+def edge_filtered(model: nn.Module) -> nn.Module:
+    """A copy with known filters in place of its first convolution: ten for each colour, with the
+    same stride, which a learned 1x1 convolution takes to as many channels as there were.
+
+    The paper trains a small CNN and a ResNet-50 of this kind; how its fixed and its learned layers
+    are joined is not known to us, the 1x1 convolution is our choice.
+
+    Raises:
+        ValueError: a model without a Conv2d.
+
+    Source: Jung and Kwon (ICPR 2020); chapter 18 trains them.
+
+    >>> edge_filtered(small_cnn())[0][0].filters[:2]
+    ('sobel_x', 'sobel_y')
+    """
+    model = copy.deepcopy(model)
+    found = [(name, m) for name, m in model.named_modules() if name and isinstance(m, nn.Conv2d)]
+    if not found:
+        raise ValueError("model has no Conv2d to put known filters in place of")
+    name, old = found[0]
+    filters = EdgeFilterConv2d(old.in_channels, stride=old.stride[0], padding=1)
+    mixed = nn.Conv2d(filters.out_channels, old.out_channels, 1, bias=old.bias is not None)
+    model.set_submodule(name, nn.Sequential(filters, mixed))
     return model

@@ -4,7 +4,7 @@ Colours show the logarithm of importance / mean, symmetric around 1, so that a f
 the colour in the middle of the bar, and a tenth is as far from it as ten times.
 
 ``draw`` for one map, ``panel`` for several side by side, ``slider`` for several behind a slider
-that also works in a static page, without a kernel.
+that also works in a static page, without a kernel. ``scores`` draws what speaks for a prediction.
 """
 
 import base64
@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import CenteredNorm, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from torch import Tensor
 
 from pilcro.landscape import Landscape
+from pilcro.neighbours import Explanation
+from pilcro.shapes import Float
 
 if TYPE_CHECKING:
     from ipywidgets import VBox
@@ -118,6 +121,52 @@ def slider(landscapes: Mapping[str, Landscape], label: str) -> "VBox":
     stack = Stack(pictures, selected_index=0)
     jslink((choice, "index"), (stack, "selected_index"))
     return VBox([choice, stack])
+
+
+def scores(
+    explanation: Explanation, image: Float[Tensor, "colours height width"] | None = None
+) -> Figure:
+    """Draw the scores of one prediction: bars for colours and edge filters, a map for pixels.
+
+    On the map, as in the bars, zero is in the middle: brighter speaks for the class, darker against
+    it. Its scale leaves out the strongest half per cent of the pixels.
+
+    Args:
+        explanation: to draw.
+        image: with values in [0, 1], to stand beside its map; None leaves it out.
+
+    >>> import torch
+    >>> found = Explanation(torch.ones(3, 1, 4, 4), (), target=0, output=48.0)
+    >>> [ax.get_title() for ax in scores(found, torch.rand(3, 4, 4)).axes[:3]]
+    ['image', 'colours', 'pixels']
+    """
+    bars = {"colours": (colour_names(explanation), explanation.colour)}
+    if explanation.filters:
+        bars["edge filters"] = (explanation.filters, explanation.edge)
+    titles = [*(["image"] if image is not None else []), *bars, "pixels"]
+    figure, axes = plt.subplots(1, len(titles), figsize=(3 * len(titles), 3), layout="constrained")
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set_title(title, fontsize="medium")
+        if title in bars:
+            names, values = bars[title]
+            ax.barh(names, values.tolist(), color="0.6", edgecolor="black")
+            ax.axvline(0, color="black", linewidth=0.8)
+            ax.invert_yaxis()
+            ax.set_xlabel("relevance")
+        else:
+            ax.set(xlabel="column (pixels)", ylabel="row (pixels)")
+    if image is not None:
+        axes[0].imshow(image.movedim(0, -1).numpy(), cmap="gray", vmin=0, vmax=1)
+    reach = float(explanation.pixel.abs().quantile(0.995)) or None
+    shown = axes[-1].imshow(explanation.pixel.numpy(), cmap=COLOURS, norm=CenteredNorm(0, reach))
+    figure.colorbar(shown, ax=axes[-1], label="relevance", extend="both")
+    return figure
+
+
+def colour_names(explanation: Explanation) -> list[str]:
+    count = len(explanation.colour)
+    known = {1: ["grey"], 3: ["red", "green", "blue"]}
+    return known.get(count, [str(i) for i in range(count)])
 
 
 def some(landscapes: Mapping[str, Landscape]) -> None:

@@ -3,7 +3,19 @@
 import subprocess
 import sys
 
-HEAVY = ("torchvision", "matplotlib", "dask", "pooch", "PIL", "tyro", "ipywidgets", "pandas")
+HEAVY = (
+    "torchvision",
+    "matplotlib",
+    "dask",
+    "pooch",
+    "PIL",
+    "tyro",
+    "ipywidgets",
+    "pandas",
+    "scipy",
+    "zennit",
+    "captum",
+)
 
 
 def python(*args):
@@ -11,7 +23,7 @@ def python(*args):
 
 
 def test_import_is_light():
-    trace = python("-X", "importtime", "-c", "import pilcro").stderr
+    trace = python("-X", "importtime", "-c", "import pilcro.neighbours").stderr
     modules = {line.rsplit("|", 1)[1].strip() for line in trace.splitlines() if "|" in line}
     assert "pilcro.landscape" in modules
     assert not [m for m in modules if m.split(".")[0] in HEAVY]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pilcro import Landscape, plot
+from pilcro.neighbours import Explanation
 
 
 def landscape(peak):
@@ -124,3 +125,43 @@ def test_without_ipywidgets_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     with pytest.raises(ImportError, match="pip install ipywidgets"):
         plot.slider(PAIR, "depth")
+
+
+def explanation(colours, filters):
+    """Against the class on the left, for it on the right."""
+    relevance = torch.ones(colours, len(filters) or 1, 8, 8, dtype=torch.float64)
+    relevance[..., :4] = -0.5
+    return Explanation(relevance, filters, 0, 8.0 * colours)
+
+
+@pytest.mark.parametrize("filters", [(), ("sobel_x", "identity")])
+@pytest.mark.parametrize(("colours", "names"), [(1, ["grey"]), (2, ["0", "1"]), (3, ["red"])])
+def test_scores_are_bars_and_a_map(colours, names, filters):
+    found = explanation(colours, filters)
+    bars, *edges, pixels, colour_bar = plot.scores(found).axes
+    assert [label.get_text() for label in bars.get_yticklabels()][: len(names)] == names
+    assert [bar.get_width() for bar in bars.patches] == found.colour.tolist()
+    if filters:
+        (edge,) = edges
+        assert [label.get_text() for label in edge.get_yticklabels()] == list(filters)
+        assert [bar.get_width() for bar in edge.patches] == found.edge.tolist()
+    assert (pixels.images[0].get_array() == found.pixel.numpy()).all()
+    assert colour_bar.get_ylabel() == "relevance"
+
+
+def test_the_map_of_scores_has_zero_in_the_middle_of_colours_that_rise_in_grey():
+    image = plot.scores(explanation(3, ())).axes[1].images[0]
+    low, high = image.get_clim()
+    assert low == -high < 0
+    assert image.get_cmap().name == plot.COLOURS
+
+
+def test_scores_beside_their_image():
+    figure = plot.scores(explanation(3, ()), torch.rand(3, 8, 8))
+    assert [ax.get_title() for ax in figure.axes[:3]] == ["image", "colours", "pixels"]
+    plot.scores(explanation(1, ()), torch.rand(1, 8, 8))
+
+
+def test_scores_of_nothing():
+    nothing = Explanation(torch.zeros(1, 1, 8, 8, dtype=torch.float64), (), 0, 0.0)
+    plot.scores(nothing).canvas.draw()
