@@ -2,12 +2,14 @@
 channels, on one thread; its memory grows linearly with the rank.
 
 Both sides are timed in turns, forward alone and with the backward pass from a gradient that is
-given. The floor of the mixing is a sum over the banks: it reads each of their numbers once, too,
-and in the backward pass writes as many. Peak memory of forward and backward is that of a fresh
-process.
+given, in seconds of the processor: others may be busy with something else. The floor of the mixing
+is a sum over the banks, which reads each of their numbers once, too, and in the backward pass
+writes as many. In front of a first layer of few channels the convolution does so little that this
+floor is above the target. Peak memory of forward and backward is that of a fresh process.
 """
 
 import multiprocessing
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
@@ -44,7 +46,9 @@ def main(
 def row(channels: int, filters: int, size: int, batch: int, rank: int) -> dict:
     geometry = (channels, filters, size, batch, rank)
     steps = {
-        train: in_turns({side: step(side, *geometry, train) for side in SIDES})
+        train: in_turns(
+            {side: step(side, *geometry, train) for side in SIDES}, clock=time.process_time
+        )
         for train in (False, True)
     }
     memory = {side: peak_memory(side, *geometry) for side in ("convolution", "low rank", "local")}
