@@ -99,7 +99,7 @@ def test_the_objective_flattens():
 
 
 def test_loco_decays_what_is_far_from_the_centre():
-    runs = [SMALL, dataclasses.replace(SMALL, method=Method("loco", 0.05, growth=2.0))]
+    runs = [SMALL, dataclasses.replace(SMALL, method=Method("loco", 0.3, growth=2.0))]
     plain, decayed = (one_epoch(run).model[0].weight.detach().square().mean((0, 1)) for run in runs)
     assert decayed[0, 0] < 0.5 * plain[0, 0]
     assert decayed[1, 1] == pytest.approx(float(plain[1, 1]), rel=0.2)
