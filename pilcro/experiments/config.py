@@ -12,8 +12,13 @@ import torch
 DataName = Literal[
     "cifar10", "fashion_mnist", "fashion_mnist_subset", "scenes_centred", "scenes_anywhere"
 ]
-NetworkName = Literal["small_cnn", "small_resnet", "resnet18", "vgg11"]
-MethodName = Literal["plain", "objective", "jacobian", "total_variation", "shift"]
+NetworkName = Literal["small_cnn", "small_resnet", "position_cnn", "resnet18", "vgg11"]
+ChangeName = Literal[
+    "none", "rank 1", "rank 2", "rank 4", "local", "wide 2", "wide 4", "coordinates", "edge filters"
+]
+MethodName = Literal["plain", "objective", "jacobian", "total_variation", "shift", "loco"]
+# Fields that came after results had been stored: at these values they leave keys as they were.
+LATER = {"change": "none", "drop": 0.0, "dropped": "salient", "growth": 1.0}
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,8 @@ class Method:
 
     ``objective`` is :class:`pilcro.PObjective`; ``jacobian`` and ``total_variation`` penalise the
     squared norm and the total variation of the gradient of a random projection of the outputs with
-    respect to the images, on the same part of the batch; ``shift`` moves the images at random.
+    respect to the images, on the same part of the batch; ``shift`` moves the images at random;
+    ``loco`` is :func:`pilcro.neighbours.loco_penalty`.
     """
 
     name: MethodName = "plain"  # what is added
@@ -31,6 +37,7 @@ class Method:
     estimator: Literal["backprop", "twin"] = "backprop"  # of objective
     fraction: float = 0.25  # of the batch, for a penalty
     every: int = 1  # of objective: penalise each every-th step
+    growth: float = 1.0  # of loco: decay grows as this power of the distance from the centre
 
     def __post_init__(self) -> None:
         if self.name == "plain" and self.strength:
@@ -60,6 +67,9 @@ class Run:
     device: str = "cpu"  # or cuda; each process of torchrun takes a card of its own
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16 by autocast
     threads: int = 1  # of the CPU; sums come out differently with another number
+    change: ChangeName = "none"  # of the network's convolutions (chapters 15 and 18)
+    drop: float = 0.0  # share of the last feature map to drop in training (chapter 17)
+    dropped: Literal["salient", "random"] = "salient"  # what: SGDrop, or dropout for comparison
 
     def __post_init__(self) -> None:
         for name in ("images", "epochs", "batch", "threads"):
@@ -71,6 +81,10 @@ class Run:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+        if not 0 <= self.drop < 1:
+            raise ValueError(f"drop must lie in [0, 1), got {self.drop}")
+        if self.flat and self.change != "none":
+            raise ValueError(f"a network cannot be made flat and changed to {self.change!r}, too")
 
     def as_dict(self) -> dict:
         """Nested, as it is stored."""
@@ -92,7 +106,10 @@ class Run:
         >>> Run(seed=1).key == Run(seed=1).key != Run(seed=2).key
         True
         """
-        text = json.dumps(self.as_dict(), sort_keys=True)
+        fields = self.as_dict()
+        text = json.dumps(
+            as_before(fields | {"method": as_before(fields["method"])}), sort_keys=True
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def generator(self, purpose: str) -> torch.Generator:
@@ -105,3 +122,8 @@ class Run:
         """
         digest = hashlib.sha256(f"{self.seed} {purpose}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def as_before(fields: dict) -> dict:
+    """Without what came later, where it changes nothing."""
+    return {name: x for name, x in fields.items() if name not in LATER or x != LATER[name]}

@@ -1,29 +1,20 @@
-"""The experiments of part III: which runs they are made of, and how each method is tuned.
+"""The experiments of parts III and IV: which runs they are made of, and how each method is tuned.
 
 Every method gets the same number of trials on validation images, on seeds of its own; the best one
 then runs on held-out seeds, and these look at the test images once.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from pilcro.experiments.config import Method, Run
 
 RATES = (0.02, 0.1)  # learning rates that a method with a strength is tried with
+SIX = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # those of a method without
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """Settings in which all methods are compared: a data set, a number of images, a network."""
-
-    settings: tuple[Run, ...]
-    tuning_seeds: tuple[int, ...] = (0, 1)
-    # A first round, tuned with fewer seeds, had 100 to 109; that was too few, as validation showed.
-    test_seeds: tuple[int, ...] = tuple(range(200, 210))
-
-
-def with_strengths(name: str, *strengths: float, **options: str) -> list[dict]:
+def with_strengths(name: str, *strengths: float, **options: str | float) -> list[dict]:
     return [
         {"method": Method(name, strength, **options), "learning_rate": rate}
         for strength in strengths
@@ -31,9 +22,13 @@ def with_strengths(name: str, *strengths: float, **options: str) -> list[dict]:
     ]
 
 
-# Six trials each: what changes in the setting's run.
+def with_rates(*rates: float, **changes: object) -> list[dict]:
+    return [changes | {"learning_rate": rate} for rate in rates]
+
+
+# Part III: six trials each.
 METHODS: dict[str, list[dict]] = {
-    "none": [{"learning_rate": rate} for rate in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)],
+    "none": with_rates(*SIX),
     "weight decay": [
         {"weight_decay": decay, "learning_rate": rate}
         for decay in (1e-3, 5e-3, 2e-2)
@@ -45,28 +40,106 @@ METHODS: dict[str, list[dict]] = {
     "¶ twin": with_strengths("objective", 0.001, 0.01, 0.1, estimator="twin"),
     "Jacobian": with_strengths("jacobian", 0.1, 1.0, 10.0),
     "total variation": with_strengths("total_variation", 0.001, 0.01, 0.1),
-    "flat by design": [
-        {"flat": True, "learning_rate": rate} for rate in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
-    ],
+    "flat by design": with_rates(*SIX, flat=True),
     "random shift": with_strengths("shift", 1.0, 2.0, 4.0),
 }
 
+# Part IV. The ¶-objective in company has the middle one of its strengths.
+BESIDE = Method("objective", 0.01)
+DROPS = (0.02, 0.1, 0.3)
+RANKS = ("rank 1", "rank 2", "rank 4")
+NEIGHBOURS: dict[str, list[dict]] = {
+    **{name: METHODS[name] for name in ("none", "weight decay", "¶ log", "¶ raw")},
+    "low rank": [trial for rank in RANKS for trial in with_rates(*RATES, change=rank)],
+    "LOCO-Reg": with_strengths("loco", 5e-4, 2.5e-3, 1e-2),
+    "SGDrop": [trial for share in DROPS for trial in with_rates(*RATES, drop=share)],
+    "edge filters": with_rates(*SIX, change="edge filters"),
+    "¶ log + low rank": [
+        trial for rank in RANKS for trial in with_rates(*RATES, change=rank, method=BESIDE)
+    ],
+    "¶ log + SGDrop": [
+        trial for share in DROPS for trial in with_rates(*RATES, drop=share, method=BESIDE)
+    ],
+}
+POSITIONS: dict[str, list[dict]] = {
+    "none": with_rates(0.1, 0.3, 1.0),
+    **{
+        change: with_rates(0.1, 0.3, 1.0, change=change)
+        for change in ("coordinates", *RANKS, "wide 2", "wide 4", "local")
+    },
+}
+DROPPING: dict[str, list[dict]] = {
+    **{name: METHODS[name] for name in ("none", "weight decay")},
+    "SGDrop": NEIGHBOURS["SGDrop"],
+    "dropout": [
+        trial for share in DROPS for trial in with_rates(*RATES, drop=share, dropped="random")
+    ],
+}
+LOCALITY: dict[str, list[dict]] = {
+    **{name: METHODS[name] for name in ("none", "weight decay")},
+    **{
+        f"distance^{growth}": with_strengths("loco", 5e-4, 2.5e-3, 1e-2, growth=float(growth))
+        for growth in (0, 1, 2)  # 0: the same decay everywhere
+    },
+}
+EDGES = {name: NEIGHBOURS[name] for name in ("none", "edge filters")}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Settings in which all methods are compared: a data set, a number of images, a network."""
+
+    settings: tuple[Run, ...]
+    tuning_seeds: tuple[int, ...] = (0, 1)
+    # A first round, tuned with fewer seeds, had 100 to 109; that was too few, as validation showed.
+    test_seeds: tuple[int, ...] = tuple(range(200, 210))
+    # Of each method what changes in the setting's run, trial by trial.
+    methods: Mapping[str, list[dict]] = field(default_factory=lambda: METHODS)
+
+
 SMALL = ("small_cnn", "small_resnet")
-FIVE = tuple(range(5))
+THREE, FIVE = (tuple(range(count)) for count in (3, 5))
 SCENES = ("scenes_centred", "scenes_anywhere")
 EXPERIMENTS: dict[str, Experiment] = {
-    "cifar10_1k": Experiment(
-        tuple(Run("cifar10", 1000, net, epochs=20) for net in SMALL), tuning_seeds=FIVE
-    ),
+    "cifar10_1k": Experiment(tuple(Run("cifar10", 1000, net, epochs=20) for net in SMALL), FIVE),
     "fashion": Experiment(
         tuple(Run("fashion_mnist_subset", 4000, net, epochs=6, batch=128) for net in SMALL),
-        tuning_seeds=FIVE,
+        FIVE,
     ),
     "off_centre": Experiment(
         tuple(Run(data, 2000, net, epochs=6) for data in SCENES for net in SMALL)
     ),
     "cifar10_10k": Experiment(
         tuple(Run("cifar10", 10_000, net, epochs=5, batch=128) for net in SMALL)
+    ),
+    "positions": Experiment(
+        (
+            Run("fashion_mnist_subset", 2000, "position_cnn", epochs=6),
+            Run("cifar10", 2000, "position_cnn", epochs=10),
+        ),
+        THREE,
+        methods=POSITIONS,
+    ),
+    "locality": Experiment(
+        tuple(Run("cifar10", 1000, net, epochs=20) for net in SMALL), THREE, methods=LOCALITY
+    ),
+    "small_data": Experiment(
+        tuple(Run("cifar10", count, "small_resnet", epochs=20) for count in (200, 1000)),
+        THREE,
+        methods=DROPPING,
+    ),
+    "edges": Experiment(
+        (
+            Run("fashion_mnist_subset", 4000, epochs=6, batch=128),
+            Run("cifar10", 1000, epochs=20),
+        ),
+        FIVE,
+        methods=EDGES,
+    ),
+    "head_to_head": Experiment(
+        (Run("cifar10", 1000, epochs=20), Run("scenes_centred", 2000, epochs=6)),
+        FIVE,
+        methods=NEIGHBOURS,
     ),
     "full": Experiment(
         tuple(
@@ -75,13 +148,17 @@ EXPERIMENTS: dict[str, Experiment] = {
         )
     ),
 }
-TIERS = {"lab": ("cifar10_1k", "fashion", "off_centre", "cifar10_10k"), "full": ("full",)}
+TIERS = {
+    "lab": ("cifar10_1k", "fashion", "off_centre", "cifar10_10k"),
+    "neighbours": ("positions", "locality", "small_data", "edges", "head_to_head"),
+    "full": ("full",),
+}
 
 Entry = tuple[str, Run]  # name of the method, and a run with it
 
 
-def trials(experiment: Experiment, methods: Iterable[str] = METHODS) -> list[Entry]:
-    """All trials of the methods, on validation images.
+def trials(experiment: Experiment, methods: Collection[str] = ()) -> list[Entry]:
+    """All trials of the methods, or of all that the experiment has, on validation images.
 
     >>> len(trials(EXPERIMENTS["fashion"], ["none"])) == 2 * 6 * len(FIVE)
     True
@@ -89,21 +166,21 @@ def trials(experiment: Experiment, methods: Iterable[str] = METHODS) -> list[Ent
     return [
         (method, dataclasses.replace(setting, seed=seed, **trial))
         for setting in experiment.settings
-        for method in methods
-        for trial in METHODS[method]
+        for method in methods or experiment.methods
+        for trial in experiment.methods[method]
         for seed in experiment.tuning_seeds
     ]
 
 
 def finals(
-    experiment: Experiment, done: Mapping[str, dict], methods: Iterable[str] = METHODS
+    experiment: Experiment, done: Mapping[str, dict], methods: Collection[str] = ()
 ) -> list[Entry]:
     """The best trial of each method on held-out seeds and test images.
 
     Args:
         experiment: of ``EXPERIMENTS``.
         done: records of the trials by the key of their runs.
-        methods: those wanted.
+        methods: those wanted; none stands for all.
 
     Raises:
         KeyError: a trial is missing.
@@ -111,7 +188,7 @@ def finals(
     return [
         (method, dataclasses.replace(setting, seed=seed, evaluate_on="test", **trial))
         for setting in experiment.settings
-        for method in methods
+        for method in methods or experiment.methods
         for trial in [best_trial(experiment, setting, method, done)]
         for seed in experiment.test_seeds
     ]
@@ -126,7 +203,7 @@ def best_trial(experiment: Experiment, setting: Run, method: str, done: Mapping[
         found = [done[run.key]["metrics"].get("validation_accuracy", 0.0) for run in runs]
         return sum(found) / len(found)
 
-    return max(METHODS[method], key=mean)
+    return max(experiment.methods[method], key=mean)
 
 
 def refuse_second_look(run: Run, done: Iterable[dict]) -> None:
@@ -153,6 +230,7 @@ def question(run: Run) -> tuple:
     method = run.method
     return (
         *(run.dataset, run.images, run.network, run.flat, run.seed, run.weight_decay > 0),
+        *(run.change, run.drop > 0, run.dropped, method.growth),
         *(method.name, method.form, method.estimator),
     )
 

@@ -7,10 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pilcro.data.scenes import window
-from pilcro.experiments.config import Method
+from pilcro.experiments.config import Method, Run
 from pilcro.landscape import unwrapped
+from pilcro.neighbours import SGDrop, loco_penalty
 from pilcro.objective import PObjective, backprop, process_group, squared
 from pilcro.shapes import Float, Images
+
+Penalty = Callable[[nn.Module, Images], Float[Tensor, ""]]
 
 
 def total_variation(gradients: Images) -> Float[Tensor, ""]:
@@ -54,7 +57,7 @@ class GradientPenalty:
         self.generator.set_state(state["generator"])
 
 
-def penalty(method: Method, generator: torch.Generator) -> PObjective | GradientPenalty | None:
+def penalty(method: Method, generator: torch.Generator) -> Penalty | None:
     """What is added to the loss of each step, as a function of model and images; None adds nothing.
 
     >>> penalty(Method(), torch.Generator()) is None
@@ -73,7 +76,27 @@ def penalty(method: Method, generator: torch.Generator) -> PObjective | Gradient
     if method.name in measures:
         measure = measures[method.name]
         return GradientPenalty(method.strength, measure, method.fraction, generator)
+    if method.name == "loco":
+        return lambda model, images: loco_penalty(model, method.strength, method.growth)
     return None
+
+
+def dropping(run: Run, generator: torch.Generator) -> SGDrop | None:
+    """What is put behind the last feature map: SGDrop, or the same with attributions at random,
+    which is dropout of a fixed share.
+
+    >>> dropping(Run(drop=0.1), torch.Generator())
+    SGDrop(quantile=0.9, ema=None, rescale='share')
+    """
+    if not run.drop:
+        return None
+    if run.dropped == "salient":
+        return SGDrop(1 - run.drop)
+
+    def at_random(features: Tensor, gradient: Tensor) -> Tensor:
+        return torch.rand(features.shape, generator=generator).to(features)
+
+    return SGDrop(1 - run.drop, attribution=at_random)
 
 
 def augmented(method: Method, images: Images, generator: torch.Generator) -> Images:

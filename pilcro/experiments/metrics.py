@@ -1,5 +1,6 @@
 """What a trained network is measured by, besides its landscape."""
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -11,9 +12,11 @@ from pilcro import data
 from pilcro.experiments.config import DataName
 from pilcro.experiments.corruptions import SEVERITIES, corrupt
 from pilcro.experiments.splits import CANVAS, Split, as_shown, load
+from pilcro.neighbours import attribution_spread, neuron_coverage
 from pilcro.shapes import Float, Images
 
 NOISES = (0.05, 0.1, 0.2, 0.3)  # standard deviations, for pixels in [0, 1]
+SEEN = 256  # validation images that landscapes and attributions are measured on
 ROBUSTNESS = 1000  # test images that are corrupted
 OBJECTS = 50  # of the test set, each at every place of a scene
 BINS = 15
@@ -62,6 +65,28 @@ def calibration_error(scores: Logits, labels: Tensor) -> float:
     place = (confidence * BINS).long().clamp_max(BINS - 1)
     gap = torch.zeros(BINS, dtype=torch.float64).index_add(0, place, confidence - right)
     return float(gap.abs().sum() / len(labels))
+
+
+def breadth(model: nn.Module, split: Split) -> dict[str, float | None]:
+    """How broadly a network looks at validation images: over which share of the pixels the evidence
+    for the true class spreads (pixel times gradient), and which share of its neurons ever fires.
+    None where no pixel says anything."""
+    images, labels = (part[:SEEN].to(next(model.parameters()).device) for part in split.validation)
+    images = split.standardised(images).requires_grad_()
+    was_training = model.training
+    model.eval()
+    try:
+        evidence = model(images).gather(1, labels[:, None]).sum()
+        (gradient,) = torch.autograd.grad(evidence, images)
+        rectifiers = [module for module in model.modules() if isinstance(module, nn.ReLU)]
+        coverage = neuron_coverage(model, images.detach(), rectifiers)
+    finally:
+        model.train(was_training)
+    spread = float(attribution_spread((gradient * images).detach().sum(1)).nanmean())
+    return {
+        "attribution_spread": round(spread, 5) if math.isfinite(spread) else None,
+        "neuron_coverage": round(coverage, 5),
+    }
 
 
 def robustness(scores: Scores, dataset: DataName) -> dict[str, dict]:

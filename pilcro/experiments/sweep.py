@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from pilcro.experiments import lab
 from pilcro.experiments.config import NetworkName, Run
-from pilcro.experiments.lab import METHODS, Entry, Experiment
+from pilcro.experiments.lab import Entry, Experiment
 from pilcro.experiments.stored import Results
 from pilcro.experiments.train import train
 
@@ -63,14 +63,15 @@ def sweep(
     """
     names = lab.TIERS.get(name, (name,))
     refuse_unknown("experiment", names, lab.EXPERIMENTS, lab.TIERS)
-    refuse_unknown("method", methods, METHODS)
+    refuse_unknown("method", methods, *(lab.EXPERIMENTS[each].methods for each in names))
     with ExitStack() as stack:
         plans = []
         for each in names:
             experiment = lab.EXPERIMENTS[each]
             settings = [s for s in experiment.settings if s.network in (networks or s.network)]
             path = folder / f"{each}.jsonl"
-            plan = Plan(each, replace(experiment, settings=tuple(settings)), methods or METHODS)
+            here = [method for method in experiment.methods if method in (methods or [method])]
+            plan = Plan(each, replace(experiment, settings=tuple(settings)), here)
             plans.append((plan, stack.enter_context(claimed(path))))
         if all(plan.done(stored) == plan.total for plan, stored in plans):
             print(f"{name}: complete in {folder}")

@@ -20,6 +20,7 @@ DATASETS = {
 NETWORKS = {
     "small_cnn": "small CNN",
     "small_resnet": "small ResNet",
+    "position_cnn": "position CNN",
     "resnet18": "ResNet-18",
     "vgg11": "VGG-11",
 }
@@ -75,6 +76,8 @@ METRICS: dict[str, Metric] = {
     "accuracy everywhere": share_right("by_place"),
     "roughness": lambda run: run["landscape"].get("end", {}).get("roughness"),
     "coverage": lambda run: run["landscape"].get("end", {}).get("coverage"),
+    "attribution spread": lambda run: run["metrics"].get("attribution_spread"),
+    "neuron coverage": lambda run: run["metrics"].get("neuron_coverage"),
     "area under the curve": lambda run: fmean(curve(run)),
     "processor seconds": lambda run: sum(run["curves"]["processor_seconds"]),
 }

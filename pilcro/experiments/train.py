@@ -9,7 +9,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -21,13 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 from pilcro.curvature import NoLandscapeError
 from pilcro.experiments import metrics, networks, results
 from pilcro.experiments.config import Run
-from pilcro.experiments.methods import augmented, penalty
+from pilcro.experiments.methods import augmented, dropping, penalty
 from pilcro.experiments.splits import CLASSES, split
 from pilcro.experiments.thumbnail import thumbnail
 from pilcro.landscape import Landscape, on_data
+from pilcro.neighbours import drop_nothing, drop_salient
 from pilcro.untouched import draw_network
 
-SEEN = 256  # validation images that a landscape is measured on
 WARM_UP = 0.2  # share of the steps in which the learning rate rises
 
 
@@ -83,9 +83,12 @@ class Training:
         channels, size = self.images.shape[1:3]
 
         def build() -> nn.Module:
-            return networks.build(run.network, run.flat, channels, size, CLASSES)
+            return networks.build(run.network, run.flat, channels, size, CLASSES, change=run.change)
 
+        self.generators = {name: run.generator(name) for name in ("order", "moves", "drop")}
         self.model = draw_network(build, run.generator("weights")).to(self.device)
+        if (drop := dropping(run, self.generators["drop"])) is not None:
+            networks.put_behind_features(self.model, drop)
         self.steps = len(self.images) // run.batch  # an epoch: what does not fill a batch waits
         self.optimizer = optimizer(run, self.model)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -99,7 +102,6 @@ class Training:
         if world > 1:
             cards = None if self.device.type == "cpu" else [self.device]
             self.shared = DistributedDataParallel(self.model, device_ids=cards)
-        self.generators = {name: run.generator(name) for name in ("order", "moves")}
         self.penalty = penalty(run.method, run.generator("penalty"))
         self.epoch, self.diverged = 0, False
         self.curves: dict[str, list] = {
@@ -136,11 +138,13 @@ class Training:
         images, labels = images[mine].contiguous(), labels[mine]
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, self.run.precision == "bfloat16"):
-            task = F.cross_entropy(self.shared(images).float(), labels)
+            with drop_salient(self.shared, images, labels) if self.run.drop else nullcontext():
+                task = F.cross_entropy(self.shared(images).float(), labels)
             loss = task
             if self.penalty is not None:
                 try:
-                    loss = task + self.penalty(self.shared, images)
+                    with drop_nothing(self.model):
+                        loss = task + self.penalty(self.shared, images)
                 except FloatingPointError:  # the ¶-objective says so before the loss does
                     return math.nan
                 except NoLandscapeError:  # all gates are shut: it stays as bad as any dead network
@@ -157,8 +161,9 @@ class Training:
         """On validation images, with all outputs. An untrained network has no running statistics
         yet: there batch norm takes those of the images."""
         self.model.train(self.epoch == 0)
-        images = self.split.standardised(self.split.validation[0][:SEEN].to(self.device))
-        found = on_data(self.model, images, projections=CLASSES)
+        images = self.split.standardised(self.split.validation[0][: metrics.SEEN].to(self.device))
+        with drop_nothing(self.model):
+            found = on_data(self.model, images, projections=CLASSES)
         self.model.train()
         for earlier in self.curves["landscape"]:
             earlier.pop("thumbnail", None)  # one picture a run
@@ -192,6 +197,7 @@ class Training:
         logits = scores(images)
         found["accuracy"] = metrics.accuracy(logits, labels)
         found["calibration_error"] = round(metrics.calibration_error(logits, labels), 5)
+        found |= metrics.breadth(self.model, self.split)
         if self.run.dataset.startswith("scenes"):
             return found | {"by_place": metrics.by_place(scores)}
         return found | metrics.robustness(scores, self.run.dataset)
@@ -199,7 +205,7 @@ class Training:
     def parts(self) -> dict:
         """What knows its own state."""
         found = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
-        return found if self.penalty is None else found | {"penalty": self.penalty}
+        return found | {"penalty": self.penalty} if hasattr(self.penalty, "state_dict") else found
 
     def save(self, path: Path) -> None:
         """Whole or not at all: a killed process leaves the checkpoint before."""

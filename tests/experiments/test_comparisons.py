@@ -109,7 +109,7 @@ def test_what_a_run_that_diverged_has(dataset):
     assert guessed == {"accuracy"} | (of_places if dataset.startswith("scenes") else of_others)
     assert found["area under the curve"] == pytest.approx((0.2 + 0.1) / 2)
     assert {name for name, value in found.items() if value is None} == {
-        *("calibration error", "roughness", "coverage"),
+        *("calibration error", "roughness", "coverage", "attribution spread", "neuron coverage"),
         *(of_others if dataset.startswith("scenes") else of_places),
     }
     assert reaching(0.3)(diverged("none", 0)) == 3

@@ -1,8 +1,10 @@
 import dataclasses
+import json
 
 import pytest
 import torch
 
+from pilcro.experiments import results
 from pilcro.experiments.config import Method, Run
 
 
@@ -24,10 +26,28 @@ def test_each_field_counts_in_the_key():
         "device": "cuda",
         "precision": "bfloat16",
         "threads": 2,
+        "change": "rank 2",
+        "drop": 0.1,
+        "dropped": "random",
     }
     assert set(others) == {field.name for field in dataclasses.fields(Run)}
     keys = {dataclasses.replace(run, **{name: value}).key for name, value in others.items()}
     assert len(keys | {run.key}) == len(others) + 1
+
+
+def test_fields_that_came_later_leave_old_keys_as_they_were():
+    """Keys of stored runs, whose configurations do not have the newer fields."""
+    for file in sorted((results.folder() / "lab").glob("*.jsonl")):
+        with file.open() as lines:
+            record = json.loads(next(lines))
+        assert "drop" not in record["config"]
+        assert "growth" not in record["config"]["method"]
+        assert Run.from_dict(record["config"]).key == record["key"]
+
+
+def test_growth_counts_where_it_does_something():
+    runs = [Run(method=Method("loco", 0.1, growth=growth)) for growth in (1.0, 2.0)]
+    assert runs[0].key != runs[1].key
 
 
 def test_back_from_what_is_stored():
@@ -56,6 +76,8 @@ def test_random_numbers_depend_on_seed_and_purpose_alone():
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be above 0, got nan"),
         ({"weight_decay": -0.1}, "weight_decay must not be negative"),
+        ({"drop": 1.0}, r"drop must lie in \[0, 1\), got 1.0"),
+        ({"flat": True, "change": "local"}, "cannot be made flat and changed to 'local', too"),
     ],
 )
 def test_settings_that_make_no_run(settings, message):

@@ -27,11 +27,15 @@ def records(accuracy):
 def test_equal_budget_of_tuning(name):
     experiment = EXPERIMENTS[name]
     entries = trials(experiment)
+    (budget,) = {len(trials) for trials in experiment.methods.values()}
+    assert budget >= 3
     for setting in experiment.settings:
-        for method in METHODS:
+        place = setting.dataset, setting.network, setting.images
+        for method in experiment.methods:
             runs = [run for label, run in entries if label == method]
-            mine = [r for r in runs if (r.dataset, r.network) == (setting.dataset, setting.network)]
-            assert len(mine) == len({run.key for run in mine}) == 6 * len(experiment.tuning_seeds)
+            mine = [r for r in runs if (r.dataset, r.network, r.images) == place]
+            seeds = len(experiment.tuning_seeds)
+            assert len(mine) == len({run.key for run in mine}) == budget * seeds
             assert {run.evaluate_on for run in mine} == {"validation"}
             assert {run.images for run in mine} == {setting.images}
     assert len({run.key for _, run in entries}) == len(entries)
@@ -120,6 +124,8 @@ def test_a_second_look_at_the_test_images_is_refused():
         dataclasses.replace(run, method=Method()),
         dataclasses.replace(run, network="small_resnet"),
         dataclasses.replace(run, images=2000),
+        dataclasses.replace(run, change="rank 2"),
+        dataclasses.replace(run, drop=0.1),
     ):
         lab.refuse_second_look(other, [looked])
 

@@ -68,6 +68,36 @@ def test_scores_in_evaluation_mode_and_the_mode_is_put_back():
     torch.testing.assert_close(scores, expected)
 
 
+def test_breadth_of_a_network_that_reads_two_pixels():
+    class TwoPixels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.relu, self.bias = nn.ReLU(), nn.Parameter(torch.zeros(10))
+
+        def forward(self, x):
+            seen = x[:, 0, 10, 10:12].square().sum(1, keepdim=True)
+            return self.relu(torch.cat([seen, -seen], 1)).sum(1, keepdim=True) + self.bias
+
+    found = split(Run(images=100))
+    model = TwoPixels().train()
+    result = metrics.breadth(model, found)
+    assert model.training
+    pixels = found.standardised(found.validation[0][: metrics.SEEN])[:, 0, 10, 10:12].double()
+    share = pixels.square() / pixels.square().sum(1, keepdim=True)  # pixel times gradient
+    expected = (-(share * share.log()).nansum(1)).exp().mean() / 32**2
+    assert result["attribution_spread"] == pytest.approx(float(expected), abs=1e-5)
+    assert result["neuron_coverage"] == 0.5
+
+
+def test_breadth_of_a_network_that_has_died():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(32**2, 10), nn.ReLU())
+    for p in model.parameters():
+        p.data.fill_(-1.0)
+    model[1].weight.data.zero_()
+    found = metrics.breadth(model, split(Run(images=100)))
+    assert found["attribution_spread"] is None
+
+
 def test_robustness_is_the_accuracy_on_corrupted_images():
     found = split(Run(images=100, evaluate_on="test"))
     scores = metrics.scores_of(Brightness(), found)

@@ -33,7 +33,7 @@ def test_trials_and_then_the_best_of_them_on_test_images(small, tmp_path, capsys
 
 
 def test_unknown_names(small, tmp_path):
-    with pytest.raises(ValueError, match=r"experiment must be one of small, lab, full; got large"):
+    with pytest.raises(ValueError, match=r"must be one of small, lab, neighbours, full; got large"):
         sweep("large", folder=tmp_path)
     with pytest.raises(ValueError, match=r"method must be one of none, .*; got magic"):
         sweep("small", folder=tmp_path, methods=["magic"])

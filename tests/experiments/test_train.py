@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from pilcro import Landscape, on_data
+from pilcro.experiments import metrics
 from pilcro.experiments.config import Method, Run
-from pilcro.experiments.train import SEEN, Training, pictured, train
+from pilcro.experiments.train import Training, pictured, train
 
 SMALL = Run(images=200, epochs=3, batch=50)
 
@@ -43,7 +44,7 @@ def test_landscapes_before_during_and_after(record):
 
 def test_the_first_landscape_is_that_of_the_untrained_network(record):
     training = Training(dataclasses.replace(SMALL, evaluate_on="test"), 0, 1)
-    images = training.split.standardised(training.split.validation[0][:SEEN])
+    images = training.split.standardised(training.split.validation[0][: metrics.SEEN])
     found = on_data(training.model, images, projections=10)
     assert record["landscape"]["start"]["roughness"] == pytest.approx(found.roughness, rel=1e-4)
 
@@ -95,6 +96,34 @@ def test_the_objective_flattens():
     method = Method("objective", 0.05)
     flat = train(dataclasses.replace(run, method=method))["landscape"]["end"]["roughness"]
     assert flat < rough / 4
+
+
+def test_loco_decays_what_is_far_from_the_centre():
+    runs = [SMALL, dataclasses.replace(SMALL, method=Method("loco", 0.3, growth=2.0))]
+    plain, decayed = (one_epoch(run).model[0].weight.detach().square().mean((0, 1)) for run in runs)
+    assert decayed[0, 0] < 0.5 * plain[0, 0]
+    assert decayed[1, 1] == pytest.approx(float(plain[1, 1]), rel=0.2)
+
+
+def one_epoch(run):
+    training = Training(run, 0, 1)
+    training.one_epoch()
+    return training
+
+
+def test_drop_makes_other_networks_that_are_tested_whole():
+    """In training only: scores in evaluation mode come from all features."""
+    models = {}
+    for dropped in ("salient", "random"):
+        training = one_epoch(dataclasses.replace(SMALL, drop=0.5, dropped=dropped))
+        models[dropped] = training.model
+        images = training.split.standardised(training.split.validation[0][:4])
+        x = images
+        for layer in training.model.eval():
+            x = layer[1](x) if isinstance(layer, torch.nn.Sequential) else layer(x)
+        torch.testing.assert_close(training.model(images), x)
+    weights = [torch.nn.utils.parameters_to_vector(m.parameters()) for m in models.values()]
+    assert not torch.equal(*weights)
 
 
 @pytest.mark.parametrize("network", ["resnet18", "vgg11"])
@@ -175,12 +204,14 @@ def test_each_epoch_is_reported():
         Method("jacobian", 1.0),
         Method("total_variation", 0.01),
         Method("shift", 2.0),
+        Method("loco", 1e-3),
     ],
     ids=lambda method: f"{method.name} {method.estimator}",
 )
-def test_a_run_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(tmp_path, method):
+@pytest.mark.parametrize("drop", [0.0, 0.2])
+def test_a_run_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(tmp_path, method, drop):
     """An odd number of steps an epoch: a penalty every second step is in the middle of its pair."""
-    run = dataclasses.replace(SMALL, images=150, method=method)
+    run = dataclasses.replace(SMALL, images=150, method=method, drop=drop, dropped="random")
     whole = train(run)
 
     class StopError(Exception):
