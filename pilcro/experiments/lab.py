@@ -114,8 +114,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "positions": Experiment(
         (
-            Run("fashion_mnist_subset", 2000, "position_cnn", epochs=6),
-            Run("cifar10", 2000, "position_cnn", epochs=10),
+            Run("fashion_mnist_subset", 1000, "position_cnn", epochs=8),
+            Run("cifar10", 1000, "position_cnn", epochs=10),
         ),
         THREE,
         methods=POSITIONS,
