@@ -58,6 +58,7 @@ ROUTES = {
     torch.Tensor.relu,
     F.max_pool2d,
     torch.max_pool2d,
+    F.pad,
     F.dropout,  # in eval mode
     F.dropout2d,
     torch.cat,
@@ -131,9 +132,10 @@ def explain(
     was. Single precision is enough; a model or an image in double precision gets that.
 
     Args:
-        model: returns (1, classes) for one image. It may have convolutions, linear layers, average
-            and max pooling, batch norm, dropout, activations that are 0 at 0, and torchvision's
-            ResNet blocks, the sums of which zennit's canonizers split; each layer used once.
+        model: returns (1, classes) for one image. It may have convolutions, linear layers, padding,
+            average and max pooling, batch norm, dropout, activations that are 0 at 0, and
+            torchvision's ResNet blocks, the sums of which zennit's canonizers split; each layer
+            used once.
         image: (colours, height, width), as the model takes it.
         target: the class to explain; None takes the one that the model predicts.
 

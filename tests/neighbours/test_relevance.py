@@ -193,6 +193,27 @@ def test_relevance_is_activation_times_gradient_with_all_that_a_network_has():
     torch.testing.assert_close(found.relevance.sum((2, 3)), want, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    "padding",
+    [
+        nn.ZeroPad2d((1, 2, 0, 1)),
+        nn.ReflectionPad2d(2),
+        nn.CircularPad2d(1),
+        nn.ConstantPad2d(2, 0.5),  # what comes from there is not the image's
+    ],
+)
+def test_padding_outside_of_convolutions(padding):
+    def build():
+        return nn.Sequential(padding, nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), *HEAD)
+
+    net = draw_network(build, seeded()).double().eval()
+    found = explain(net, IMAGE.double(), 1)
+    want = by_gradient(net, IMAGE.double(), 1)
+    torch.testing.assert_close(found.relevance[:, 0], want, rtol=1e-5, atol=1e-8)
+    conserved = abs(found.absorbed) < 1e-6 * abs(found.output)
+    assert conserved == (getattr(padding, "value", 0) == 0)
+
+
 def test_residual_sums():
     net = shifted(without_biases(draw_network(lambda: small_resnet(4, 3), seeded()))).double()
     found = explain(net, IMAGE.double(), 1)
