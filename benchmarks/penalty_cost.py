@@ -6,7 +6,6 @@ measured and nothing is stored. With it, all networks go to data/results/cost/pe
 what is there already for this device, precision and memory format is not measured again.
 """
 
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 from _memory import in_new_process, resident
-from _timing import in_turns, ratio, seconds
+from _timing import in_turns, ratio, seconds, wall_clock
 from torch import Tensor, nn
 
 from pilcro import PObjective, draw_network
@@ -105,7 +104,7 @@ def main(
 
 def measure(name: str, config: dict) -> dict:
     steps = {setting: penalised_step(name, config, setting) for setting in penalties()}
-    times = in_turns(steps, clock=clock(config["device"]))
+    times = in_turns(steps, clock=wall_clock(config["device"]))
     counts = {setting: count for setting, (count, _) in penalties().items()}
     memory = {setting: peak_memory(name, config, setting) for setting in counts}
     return {
@@ -148,18 +147,6 @@ def penalised_step(name: str, config: dict, setting: str) -> Step:
             optimizer.step()
 
     return step
-
-
-def clock(device: str) -> Callable[[], float]:
-    """Seconds; on a GPU, when all that was asked for is done."""
-    if device == "cpu":
-        return time.perf_counter
-
-    def synchronised() -> float:
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    return synchronised
 
 
 def peak_memory(name: str, config: dict, setting: str) -> int:

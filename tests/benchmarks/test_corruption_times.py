@@ -50,7 +50,7 @@ def test_a_line_for_each_kind(script, monkeypatch, capsys):
     took = {"batch": 2.0, "one by one": 24.0, "field": 6.0, "draws": 1.0}
     asked = []
 
-    def in_turns(sides):
+    def in_turns(sides, clock):
         for run in sides.values():
             run()
         asked.append(set(sides))
