@@ -98,6 +98,7 @@ def reading(
     browser: Browser, *, mode: str = "light", viewport: dict = DESK
 ) -> Iterator[BrowserContext]:
     context = browser.new_context(color_scheme=mode, viewport=viewport, reduced_motion="reduce")
+    context.set_default_timeout(120_000)  # milliseconds: the machine may be busy
     try:
         yield context
     finally:

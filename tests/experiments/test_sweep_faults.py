@@ -167,7 +167,7 @@ def test_a_killed_worker(sweep, tmp_path):
     assert finish(process) == []
     check_complete(tmp_path, (RUNS[0], times))
     assert started(tmp_path) == [RUNS[i].key for i in (0, 0, 1, 2)]
-    assert of_group(process) == []
+    wait_until(lambda: of_group(process) == [])
 
 
 def test_a_run_that_kills_its_workers(sweep, tmp_path):
@@ -180,7 +180,7 @@ def test_a_run_that_kills_its_workers(sweep, tmp_path):
     assert RUNS[0].key in said
     assert RUNS[1].key not in said
     assert f"2 of 3 runs are stored, {GOES_ON}" in said
-    assert of_group(process) == []
+    wait_until(lambda: of_group(process) == [])
     murderer.unlink()
     assert finish(sweep()) == []
     check_complete(tmp_path)
