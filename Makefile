@@ -41,6 +41,7 @@ results: $(INSTALLED) ## complete data/results (delete a file there to have it m
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/penalty_cost.py --full
 	@$(BIN)/pilcro fetch cifar10
 	@$(BIN)/pilcro sweep lab --folder data/results/lab
+	@$(BIN)/pilcro sweep neighbours --folder data/results/neighbours
 
 bench: $(INSTALLED) ## run benchmarks/*.py: ratios of times, measured side by side
 	@set -e; for file in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
