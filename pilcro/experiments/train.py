@@ -209,7 +209,6 @@ class Training:
 
     def save(self, path: Path) -> None:
         """Whole or not at all: a killed process leaves the checkpoint before."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "key": self.run.key,
             "epoch": self.epoch,
@@ -219,10 +218,13 @@ class Training:
             **{name: part.state_dict() for name, part in self.parts().items()},
         }
         unfinished = path.with_suffix(f".{os.getpid()}.part")
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.save(state, unfinished)
             os.replace(unfinished, path)
         except (OSError, RuntimeError) as error:  # torch.save has its own error for a full disk
+            if not path.parent.exists():  # another run has ended, and took the empty folder away
+                return self.save(path)
             unfinished.unlink(missing_ok=True)
             raise OSError(f"checkpoint {path} could not be written: {error}") from None
 

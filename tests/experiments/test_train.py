@@ -230,6 +230,22 @@ def test_a_run_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(tmp_path, me
     assert {**resumed, "provenance": None} == {**whole, "provenance": None}
 
 
+def test_a_folder_that_another_run_takes_away_is_made_again(tmp_path, monkeypatch):
+    """An empty folder of checkpoints goes with the run that ends; the next one may be saving."""
+    path, saves, save = tmp_path / "runs.checkpoints" / "run.pt", [], torch.save
+
+    def after_the_folder_went(state, to):
+        saves.append(to)
+        if len(saves) == 1:
+            to.parent.rmdir()
+        save(state, to)
+
+    monkeypatch.setattr(torch, "save", after_the_folder_went)
+    Training(Run(images=100, epochs=1, batch=50), rank=0, world=1).save(path)
+    assert len(saves) == 2
+    assert [file.name for file in path.parent.iterdir()] == ["run.pt"]
+
+
 def test_threads_are_put_back():
     before = torch.get_num_threads()
     train(dataclasses.replace(SMALL, epochs=1, threads=2))
