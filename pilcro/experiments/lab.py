@@ -26,14 +26,15 @@ def with_rates(*rates: float, **changes: object) -> list[dict]:
     return [changes | {"learning_rate": rate} for rate in rates]
 
 
+def with_each(name: str, *values: str | float, **changes: object) -> list[dict]:
+    """Trials with each value of a field of ``Run``, at both rates."""
+    return [trial for value in values for trial in with_rates(*RATES, **{name: value}, **changes)]
+
+
 # Part III: six trials each.
 METHODS: dict[str, list[dict]] = {
     "none": with_rates(*SIX),
-    "weight decay": [
-        {"weight_decay": decay, "learning_rate": rate}
-        for decay in (1e-3, 5e-3, 2e-2)
-        for rate in RATES
-    ],
+    "weight decay": with_each("weight_decay", 1e-3, 5e-3, 2e-2),
     "¶ log": with_strengths("objective", 0.001, 0.01, 0.1, form="log"),
     "¶ mean": with_strengths("objective", 0.003, 0.03, 0.3, form="mean"),
     "¶ raw": with_strengths("objective", 0.01, 0.1, 1.0, form="raw"),
@@ -51,16 +52,12 @@ SALIENT, RANDOM = (0.0025, 0.01, 0.04), (0.1, 0.3, 0.5)
 RANKS = ("rank 1", "rank 2", "rank 4")
 NEIGHBOURS: dict[str, list[dict]] = {
     **{name: METHODS[name] for name in ("none", "weight decay", "¶ log", "¶ raw")},
-    "low rank": [trial for rank in RANKS for trial in with_rates(*RATES, change=rank)],
+    "low rank": with_each("change", *RANKS),
     "LOCO-Reg": with_strengths("loco", 5e-4, 2.5e-3, 1e-2),
-    "SGDrop": [trial for share in SALIENT for trial in with_rates(*RATES, drop=share)],
+    "SGDrop": with_each("drop", *SALIENT),
     "edge filters": with_rates(*SIX, change="edge filters"),
-    "¶ log + low rank": [
-        trial for rank in RANKS for trial in with_rates(*RATES, change=rank, method=BESIDE)
-    ],
-    "¶ log + SGDrop": [
-        trial for share in SALIENT for trial in with_rates(*RATES, drop=share, method=BESIDE)
-    ],
+    "¶ log + low rank": with_each("change", *RANKS, method=BESIDE),
+    "¶ log + SGDrop": with_each("drop", *SALIENT, method=BESIDE),
 }
 POSITIONS: dict[str, list[dict]] = {
     "none": with_rates(0.1, 0.3, 1.0),
@@ -72,9 +69,7 @@ POSITIONS: dict[str, list[dict]] = {
 DROPPING: dict[str, list[dict]] = {
     **{name: METHODS[name] for name in ("none", "weight decay")},
     "SGDrop": NEIGHBOURS["SGDrop"],
-    "dropout": [
-        trial for share in RANDOM for trial in with_rates(*RATES, drop=share, dropped="random")
-    ],
+    "dropout": with_each("drop", *RANDOM, dropped="random"),
 }
 LOCALITY: dict[str, list[dict]] = {
     **{name: METHODS[name] for name in ("none", "weight decay")},

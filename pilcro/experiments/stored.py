@@ -1,6 +1,7 @@
 """Runs that are stored: a file of results, and what a run needs to go on in it."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class Results:
         self.records.setdefault(record["key"], record)
         checkpoint = self.checkpoint(record["key"])
         checkpoint.unlink(missing_ok=True)
-        if checkpoint.parent.is_dir() and not any(checkpoint.parent.iterdir()):
+        with suppress(OSError):  # it is not empty, or not there: others may come and go meanwhile
             checkpoint.parent.rmdir()
 
     def checkpoint(self, key: str) -> Path:
