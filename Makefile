@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: book test lint serve fetch colab linkcheck results bench lock clean help
+.PHONY: book test lint serve fetch colab course solutions-test linkcheck results bench lock clean help
 
 # One thread: the networks are small, and on a busy machine two threads wait for each other.
 book: $(INSTALLED) ## execute every chapter and build the pages
@@ -31,6 +31,12 @@ fetch: $(INSTALLED) ## download the full data sets (not needed to build the book
 
 colab: $(INSTALLED) ## derive the Colab notebooks from the chapters
 	@$(BIN)/python book/_scripts/colab.py
+
+course: $(INSTALLED) ## derive notebooks for students, answers, and assignments for nbgrader
+	@$(BIN)/python book/_scripts/course.py
+
+solutions-test: book ## every solution passes its check, every stub fails it politely
+	@$(BIN)/python -m pytest -q tests/book/test_solutions.py
 
 linkcheck: $(INSTALLED) ## ask every outside link of the book for an answer (needs the network)
 	@$(BIN)/jupyter-book build . --builder linkcheck --path-output _build/linkcheck
@@ -69,5 +75,5 @@ clean: ## remove everything that was made but .venv
 	  2>/dev/null | xargs rm -rf
 
 help: ## this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' \
-	  | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' \
+	  | awk -F '\t' '{ printf "  make %-15s %s\n", $$1, $$2 }'

@@ -91,21 +91,26 @@ widgets.VBox([slider, stack])"""
 CHECK = """\
 def check_number(f):
     got = f()
-    print("right" if got == 7 else "not yet", "- expected 7, got", got)"""
+    print("right" if got == 7 else f"not yet: expected 7, got {got}")
+    return got == 7"""
 
 
 def exercise(number: int) -> list:
     name = f"ex-{number}"
     return [
         new_markdown_cell(f"```{{exercise}} Seven\n:label: {name}\nReturn 7.\n```", id=name),
-        new_code_cell("def seven():\n    return None\n\n\ncheck_number(seven)", id=f"{name}-stub"),
+        new_code_cell("def seven():\n    return None\n\n\ncheck_number(seven);", id=f"{name}-stub"),
         new_markdown_cell(
-            f"```{{hint}}\n:class: dropdown\nSix and one.\n```\n\n"
+            "```{hint}\n:class: dropdown\nSix and one.\n```",
+            id=f"{name}-hint",
+        ),
+        new_markdown_cell(
             f"```{{solution-start}} {name}\n:class: dropdown\n```",
             id=f"{name}-solution",
         ),
         new_code_cell(
-            "def seven_solved():\n    return 7\n\n\ncheck_number(seven_solved)", id=f"{name}-code"
+            "def seven_solved():\n    return 7\n\n\nassert check_number(seven_solved)",
+            id=f"{name}-code",
         ),
         new_markdown_cell("```{solution-end}\n```", id=f"{name}-end"),
     ]

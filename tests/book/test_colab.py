@@ -5,6 +5,7 @@ import shutil
 
 import colab
 import nbformat
+import plain
 import pytest
 import sample
 from colab import derive
@@ -112,7 +113,7 @@ def rewrite():
     book.targets["eq_far"] = Target("book/02_second", "(2.4)", "2.4")
     book.targets["book/02_second"] = Target("book/02_second", "The second", "")
     book.targets["book/notation"] = Target("book/notation", "Notation", "")
-    return colab.Rewriter(book, "book/01_first").rewrite
+    return plain.Rewriter(book, "book/01_first").rewrite
 
 
 PAGES = "https://me.github.io/it/book"

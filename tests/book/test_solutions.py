@@ -1,0 +1,18 @@
+"""In the book as it was built, every solution passes its check and every stub fails it politely."""
+
+import nbformat
+from exercises import code, divide
+
+
+def printed(cell) -> list[str]:
+    streams = [o for o in cell.outputs if o.output_type == "stream" and o.name == "stdout"]
+    return "".join(stream.text for stream in streams).split("\n")
+
+
+def test_exercises(chapter_path, html):
+    path = html.parent / "jupyter_execute" / "book" / chapter_path.name
+    for exercise in divide(nbformat.read(path, as_version=4))[1]:
+        stub, solution = code(exercise.cells)[-1], code(exercise.solution)[0]
+        assert any(line.startswith("not yet: ") for line in printed(stub)), exercise.label
+        assert "right" not in printed(stub), exercise.label
+        assert "right" in printed(solution), exercise.label
