@@ -149,6 +149,7 @@ def connected(scheduler: str | None, workers: int | None, cards: bool) -> Iterat
         Unfinished: the scheduler does not answer.
     """
     try:
+        import dask
         from distributed import Client, LocalCluster
         from distributed.utils import silence_logging_cmgr
     except ImportError as error:
@@ -163,7 +164,12 @@ def connected(scheduler: str | None, workers: int | None, cards: bool) -> Iterat
         with silence_logging_cmgr("critical", "distributed.client"), client:
             yield client
         return
-    with deaf_to_interrupts():  # Ctrl-C is for this process, which then stops the workers
+    # dask sets a threshold at which glibc returns memory; with one, a training step spends half of
+    # its time on asking for the same pages again.
+    name = "distributed.nanny.pre-spawn-environ"
+    kept = {k: v for k, v in dask.config.get(name).items() if not k.startswith("MALLOC_")}
+    # Ctrl-C is for this process, which then stops the workers
+    with deaf_to_interrupts(), dask.config.set({name: kept}):
         cluster = LocalCluster(
             n_workers=workers or (1 if cards else None),
             threads_per_worker=1,

@@ -1,11 +1,13 @@
 """A sweep in this process, with workers of its own. What kills them: test_sweep_faults.py."""
 
+import os
+
 import pytest
 
 from pilcro.experiments import lab
 from pilcro.experiments.config import Run
 from pilcro.experiments.stored import Results
-from pilcro.experiments.sweep import sweep
+from pilcro.experiments.sweep import connected, sweep
 from pilcro.experiments.train import train
 
 SETTING = Run(images=100, epochs=2, batch=20)
@@ -38,3 +40,13 @@ def test_unknown_names(small, tmp_path):
     with pytest.raises(ValueError, match=r"method must be one of none, .*; got magic"):
         sweep("small", folder=tmp_path, methods=["magic"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_keep_the_memory_that_they_will_need_again(monkeypatch):
+    """With the threshold that dask sets, a plain step of the small ResNet takes twice as long."""
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    with connected(None, 1, cards=False) as client:
+        found = client.run(lambda: dict(os.environ))
+    (environment,) = found.values()
+    assert [name for name in environment if name.startswith("MALLOC_")] == []
+    assert environment["OMP_NUM_THREADS"] == "1"
