@@ -1,7 +1,8 @@
 """Derive a course from the chapters: python book/_scripts/course.py
 
 `_build/course/` gets, of every chapter, a notebook for students without the solutions, one with
-them, and one that nbgrader turns into an assignment and grades.
+them, and one that nbgrader turns into an assignment and grades; the page on teaching as a read-me;
+and a sheet with what the chapters define and prove.
 """
 
 import copy
@@ -17,7 +18,8 @@ from nbformat.v4 import new_code_cell
 
 from colab import derive
 from exercises import code, divide
-from myst import ROOT, Book, read_book
+from myst import ROOT, Book, chapter_number, read_book, walk
+from plain import Rewriter
 
 CONFIG = """\
 # `nbgrader generate_assignment NAME`, then `nbgrader autograde NAME`, in this folder; the
@@ -74,9 +76,21 @@ def graded(notebook: NotebookNode, book: Book, document: str) -> NotebookNode:
     return found
 
 
+def sheet(notebook: NotebookNode, book: Book, document: str) -> str:
+    """The definitions and propositions of a chapter, without their proofs."""
+    rewriter = Rewriter(book, document)
+    boxes = [box for cell in notebook.cells if cell.cell_type == "markdown"
+             for _, box in walk(cell.source)
+             if box and box.name.startswith("prf:") and box.name != "prf:proof"]  # fmt: skip
+    return "\n\n".join(
+        [f"## {chapter_number(document)}. {book.targets[document].text}", *map(rewriter.box, boxes)]
+    )
+
+
 def derive_course(root: Path, say: Callable[[str], None] = print) -> None:
     """Write _build/course/ anew; nothing is written when a chapter cannot be derived."""
     book, files = read_book(root), {}
+    sheets = ["# Definitions and propositions"]
     for path in sorted((root / "book").glob("[0-9]*.ipynb")):
         notebook, document = nbformat.read(path, as_version=4), f"book/{path.stem}"
         try:
@@ -84,6 +98,7 @@ def derive_course(root: Path, say: Callable[[str], None] = print) -> None:
             files[f"answers/{path.name}"] = derive(notebook, book, document)
             name = f"nbgrader/source/{path.stem}/{path.name}"
             files[name] = graded(notebook, book, document)
+            sheets.append(sheet(notebook, book, document))
         except (ValueError, KeyError) as error:
             raise ValueError(f"{path}: {error}") from error
     folder = root / "_build" / "course"
@@ -91,8 +106,15 @@ def derive_course(root: Path, say: Callable[[str], None] = print) -> None:
     for name, notebook in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, folder / name)
-    (folder / "nbgrader" / "nbgrader_config.py").write_text(CONFIG, encoding="utf-8")
-    for part in ("students", "answers", "nbgrader"):
+    teaching = (root / "book" / "teaching.md").read_text(encoding="utf-8")
+    texts = {
+        "nbgrader/nbgrader_config.py": CONFIG,
+        "README.md": Rewriter(book, "book/teaching").rewrite(teaching) + "\n",
+        "definitions.md": "\n\n".join(sheets) + "\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    for part in (*texts, "students", "answers", "nbgrader"):
         say(str(folder / part))
 
 

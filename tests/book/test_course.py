@@ -2,6 +2,7 @@
 
 import ast
 import re
+from pathlib import Path
 
 import course
 import nbformat
@@ -12,6 +13,7 @@ from exercises import code, divide
 from myst import ROOT, read_book
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from test_colab import RAW
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +118,17 @@ def test_derive_course(tmp_path):
     said = []
     derive_course(tmp_path, said.append)
     folder = tmp_path / "_build" / "course"
-    assert said == [str(folder / part) for part in ("students", "answers", "nbgrader")]
+    for part in said:
+        assert part.startswith(str(folder))
+        assert Path(part).exists()
     chapters = {path.name for path in (ROOT / "book").glob("[0-9]*.ipynb")}
     for part in ("students", "answers"):
         assert {path.name for path in (folder / part).iterdir()} == chapters
     source = folder / "nbgrader" / "source"
     assert {f"{path.name}.ipynb" for path in source.iterdir()} == chapters
     assert (folder / "nbgrader" / "nbgrader_config.py").read_text() == course.CONFIG
+    for name in ("README.md", "definitions.md"):
+        assert RAW.findall((folder / name).read_text()) == []
+    text = (folder / "definitions.md").read_text()
+    assert "Definition 1.1" in text
+    assert "Proof" not in text
