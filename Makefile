@@ -19,9 +19,10 @@ test: book ## run all tests (builds the book first if it is stale)
 	  --nbval-lax --nbval-sanitize-with book/_scripts/nbval-sanitize.cfg $(wildcard book/*.ipynb) \
 	  --cov=pilcro --cov-report=term-missing:skip-covered --cov-fail-under=95
 
-lint: $(INSTALLED) ## check style and format
+lint: $(INSTALLED) ## check style, format and spelling
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/codespell book pilcro tests benchmarks *.md
 
 serve: book ## serve the pages on this machine, rebuild them when a source changes
 	@$(BIN)/python book/_scripts/serve.py
