@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: book test lint serve fetch colab course solutions-test linkcheck results bench lock clean help
+.PHONY: book test lint serve fetch colab course slides solutions-test linkcheck results bench lock clean help
 
 # One thread: the networks are small, and on a busy machine two threads wait for each other.
 book: $(INSTALLED) ## execute every chapter and build the pages
@@ -35,6 +35,9 @@ colab: $(INSTALLED) ## derive the Colab notebooks from the chapters
 
 course: $(INSTALLED) ## derive notebooks for students, answers, and assignments for nbgrader
 	@$(BIN)/python book/_scripts/course.py
+
+slides: book ## derive slides from the chapters, for reveal.js
+	@$(BIN)/python book/_scripts/slides.py
 
 solutions-test: book ## every solution passes its check, every stub fails it politely
 	@$(BIN)/python -m pytest -q tests/book/test_solutions.py

@@ -1,0 +1,30 @@
+"""The slides of every chapter, as somebody without a network sees them."""
+
+import pytest
+import reader
+import slides
+from conftest import ROOT
+
+UNTYPESET = r"""() => [...document.querySelectorAll('.slides')]
+  .filter(node => !node.querySelector('mjx-container') || node.querySelector('mjx-merror'))
+  .length"""
+
+
+@pytest.fixture(scope="module")
+def address():
+    slides.derive_slides(ROOT, say=lambda _: None)
+    with reader.served(ROOT / "_build" / "slides") as found:
+        yield found
+
+
+@pytest.mark.parametrize("name", ["02_counting_paths", "11_faster_better"])
+def test_slides(browser, address, name):
+    with reader.reading(browser) as context:
+        visit = reader.visit(context, address, f"{name}.html")
+        visit.page.wait_for_function("document.querySelector('mjx-container') !== null")
+        assert visit.requests == []
+        assert visit.errors == []
+        assert visit.page.evaluate(UNTYPESET) == 0
+        before = visit.page.url
+        visit.page.keyboard.press("ArrowRight")
+        visit.page.wait_for_function("before => location.href !== before", arg=before)
