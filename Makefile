@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: book test lint serve fetch colab course slides solutions-test linkcheck results bench lock clean help
+.PHONY: book test lint serve fetch colab course slides pdf archive solutions-test linkcheck results bench lock clean help
 
 # One thread: the networks are small, and on a busy machine two threads wait for each other.
 book: $(INSTALLED) ## execute every chapter and build the pages
@@ -38,6 +38,13 @@ course: $(INSTALLED) ## derive notebooks for students, answers, and assignments 
 
 slides: book ## derive slides from the chapters, for reveal.js
 	@$(BIN)/python book/_scripts/slides.py
+
+pdf: book ## print the pages into one PDF
+	@$(BIN)/python book/_scripts/pdf.py
+
+archive: book ## pack the pages into a zip file that works without a network
+	@cd _build && ../$(BIN)/python -m zipfile -c pilcro-book.zip html
+	@echo _build/pilcro-book.zip
 
 solutions-test: book ## every solution passes its check, every stub fails it politely
 	@$(BIN)/python -m pytest -q tests/book/test_solutions.py

@@ -3,34 +3,26 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from filelock import FileLock
-from playwright.sync_api import Browser, Playwright, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 from reader import served
 
 ROOT = Path(__file__).resolve().parents[2]
 HTML = ROOT / "_build" / "html"
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# Without a sandbox, because root has none in a container; the pages are our own.
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--no-first-run",
-]  # fmt: skip
+sys.path.insert(0, str(ROOT / "book" / "_scripts"))
+
+from browser import FLAGS, find_browser  # noqa: E402
+
 NO_BROWSER = (
     "no browser for the page tests: install chromium or google-chrome, or run `.venv/bin/playwright"
     " install chromium`, or set PILCRO_NO_BROWSER=1 to leave these tests out"
 )
-
-
-def find_browser(playwright: Playwright) -> str | None:
-    """The system's browser, else playwright's own."""
-    system = next((path for name in NAMES if (path := shutil.which(name))), None)
-    own = playwright.chromium.executable_path
-    return system or (own if Path(own).exists() else None)
 
 
 def install_browser() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import reader
 import slides
-from conftest import ROOT
+from myst import ROOT
 
 UNTYPESET = r"""() => [...document.querySelectorAll('.slides')]
   .filter(node => !node.querySelector('mjx-container') || node.querySelector('mjx-merror'))
@@ -17,10 +17,10 @@ def address():
         yield found
 
 
-@pytest.mark.parametrize("name", ["02_counting_paths", "11_faster_better"])
-def test_slides(browser, address, name):
+@pytest.mark.parametrize("chapter", ["02_counting_paths", "11_faster_better"])
+def test_slides(browser, address, chapter):
     with reader.reading(browser) as context:
-        visit = reader.visit(context, address, f"{name}.html")
+        visit = reader.visit(context, address, f"{chapter}.html")
         visit.page.wait_for_function("document.querySelector('mjx-container') !== null")
         assert visit.requests == []
         assert visit.errors == []
