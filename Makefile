@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: book test lint serve fetch colab course slides pdf archive solutions-test linkcheck results bench lock clean help
+.PHONY: book test lint serve fetch colab course slides pdf archive solutions-test new-chapter linkcheck results bench lock clean help
 
 # One thread: the networks are small, and on a busy machine two threads wait for each other.
 book: $(INSTALLED) ## execute every chapter and build the pages
@@ -48,6 +48,9 @@ archive: book ## pack the pages into a zip file that works without a network
 
 solutions-test: book ## every solution passes its check, every stub fails it politely
 	@$(BIN)/python -m pytest -q tests/book/test_solutions.py
+
+new-chapter: $(INSTALLED) ## begin a chapter: make new-chapter NAME=my_topic
+	@$(BIN)/python book/_scripts/new_chapter.py $(NAME)
 
 linkcheck: $(INSTALLED) ## ask every outside link of the book for an answer (needs the network)
 	@$(BIN)/jupyter-book build . --builder linkcheck --path-output _build/linkcheck
