@@ -18,7 +18,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import assets
 from executed import executed
-from exercises import divide
+from exercises import code, divide
 from myst import ROOT, Book, directive, parse, read_book
 from plain import Rewriter
 from store import MARK
@@ -104,10 +104,9 @@ def shown(output: NotebookNode) -> bool:
 def slides(chapter: NotebookNode, book: Book, document: str) -> str:
     """The slide show of one chapter, as a page."""
     rewriter = Rewriter(book, document)
-    solutions = {cell.id for each in divide(chapter)[1] for cell in each.solution}
-    checks = {cell.id for each in divide(chapter)[1] for cell in each.cells
-              if cell.cell_type == "code"}  # fmt: skip
-    kept = [cell for cell in chapter.cells if cell.id not in solutions | checks]
+    _, exercises = divide(chapter)
+    left_out = {cell.id for each in exercises for cell in each.solution + code(each.cells)}
+    kept = [cell for cell in chapter.cells if cell.id not in left_out]
     show = new_notebook(cells=[new for cell in kept for new in cells_of(cell, rewriter)])
     show.metadata["title"] = book.targets[document].text
     exporter = SlidesExporter(
@@ -122,14 +121,22 @@ def slides(chapter: NotebookNode, book: Book, document: str) -> str:
 
 
 def derive_slides(root: Path, say: Callable[[str], None] = print) -> None:
-    """Write _build/slides/ anew from the chapters as the book has executed them."""
+    """Write _build/slides/ anew from the chapters as the book has executed them.
+
+    Raises:
+        Unavailable: a script cannot be fetched; nothing has changed then.
+        ValueError: the book was not built with these chapters.
+    """
+    mathjax, reveal = assets.ASSETS / "mathjax", assets.pack(REVEAL)
+    if not mathjax.is_dir():
+        raise assets.Unavailable("make book could not fetch MathJax; run it with a network")
     book, pages = read_book(root), {}
     for path in sorted((root / "book").glob("[0-9]*.ipynb")):
         pages[f"{path.stem}.html"] = slides(executed(path, root), book, f"book/{path.stem}")
     folder = root / "_build" / "slides"
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(assets.ASSETS / "mathjax", folder / "assets" / "mathjax")
-    assets.extract(REVEAL, assets.pack(REVEAL), folder / "assets")
+    shutil.copytree(mathjax, folder / "assets" / "mathjax")
+    assets.extract(REVEAL, reveal, folder / "assets")
     for name, text in pages.items():
         (folder / name).write_text(text, encoding="utf-8")
         say(str(folder / name))
