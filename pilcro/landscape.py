@@ -86,7 +86,7 @@ class Landscape:
 
     @cached_property
     def log(self) -> Map:
-        """log(importance / mean importance): 0 everywhere when flat."""
+        """Logarithm of the normalised importance; 0 everywhere when flat."""
         return log_landscape(self.importance)
 
     @cached_property

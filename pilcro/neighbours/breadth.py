@@ -15,9 +15,9 @@ from pilcro.untouched import with_untouched
 def attribution_spread(attributions: Float[Tensor, "batch *entries"]) -> Float[Tensor, "batch"]:
     """The share of the entries that effectively carries the attributions of each image.
 
-    exp(entropy of |a| / sum |a|) over the number of entries: 1 if all are equally strong, one over
-    their number if a single one carries everything, NaN where all are zero. It is the coverage of
-    a landscape, for attributions.
+    ``exp(entropy of |a| / sum |a|)`` over the number of entries: 1 if all are equally strong, one
+    over their number if a single one carries everything, NaN where all are zero. It is the coverage
+    of a landscape, for attributions.
 
     Args:
         attributions: (batch, ...), of pixels or features; signs do not count.
