@@ -200,5 +200,8 @@ def read_book(root: Path) -> Book:
         parse_file(str(root / "book" / "references.bib")),
     )
     for document in documents(toc):
-        book.targets |= labelled(document, source(document, root))
+        found = labelled(document, source(document, root))
+        for label in found.keys() & book.targets.keys():
+            raise ValueError(f"{document}: {label!r} is a label of {book.targets[label].document}")
+        book.targets |= found
     return book

@@ -245,6 +245,13 @@ def test_derive_all(small):
     assert folded == {"set-up", "ex-0-code", "ex-1-code", "ex-2-code"}
 
 
+def test_a_label_in_two_chapters(small):
+    """Sphinx finds out after all chapters have been executed."""
+    shutil.copy(small / "book" / "01_first.ipynb", small / "book" / "02_second.ipynb")
+    with pytest.raises(ValueError, match=r"book/02_second: '.*' is a label of book/01_first"):
+        colab.derive_all(small)
+
+
 def test_a_chapter_without_rule_writes_nothing(small):
     """Here {doc}`notation` points to a page that the table of contents lacks."""
     with pytest.raises(ValueError, match=r"01_first\.ipynb: \{doc\}: 'notation' is no page"):
