@@ -5,7 +5,6 @@ A cell that installs the package comes first; every code cell of the chapter fol
 """
 
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -15,8 +14,9 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
+from derived import naming, write_anew
 from exercises import code, divide
-from myst import ROOT, Book, Directive, read_book
+from myst import ROOT, Book, read_book
 from plain import Rewriter
 
 COLAB = {
@@ -71,8 +71,8 @@ def derive(notebook: nbformat.NotebookNode, book: Book, document: str) -> nbform
             cells.append(new_code_cell(cell.source, id=cell.id, metadata=metadata))
             figure = cell.metadata.get("mystnb", {}).get("figure")
             if figure:
-                box = Directive("figure", "", {"name": figure["name"]}, figure["caption"])
-                cells.append(new_markdown_cell(rewriter.caption(box), id=f"{cell.id}-caption"))
+                caption = rewriter.caption(figure["name"], figure["caption"])
+                cells.append(new_markdown_cell(caption, id=f"{cell.id}-caption"))
     metadata = {"kernelspec": notebook.metadata.kernelspec, "colab": {"provenance": []}}
     return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
 
@@ -83,15 +83,11 @@ def derive_all(root: Path, say: Callable[[str], None] = print) -> None:
     derived = {}
     for path in sorted((root / "book").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
-        try:
-            derived[path.name] = derive(notebook, book, f"book/{path.stem}")
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{path}: {error}") from error
+        with naming(path):
+            derived[path.name] = nbformat.writes(derive(notebook, book, f"book/{path.stem}")) + "\n"
     folder = root / "_build" / "colab" / "book"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for name, notebook in derived.items():
-        nbformat.write(notebook, folder / name)
+    write_anew(folder, derived)
+    for name in derived:
         say(str(folder / name))
 
 

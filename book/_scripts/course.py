@@ -7,7 +7,6 @@ and a sheet with what the chapters define and prove.
 
 import copy
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
 from colab import derive
+from derived import naming, write_anew
 from exercises import code, divide
 from myst import ROOT, Book, chapter_number, read_book, walk
 from plain import Rewriter
@@ -59,9 +59,14 @@ def with_answer(stub: str, answer: str) -> tuple[str, str]:
     return "\n".join([*lines, f"{name} = {found[1]}", "### END SOLUTION"]), f"{check}({name})"
 
 
-def graded(notebook: NotebookNode, book: Book, document: str) -> NotebookNode:
-    """The chapter as nbgrader's source: one point for each exercise whose check says "right"."""
-    found = derive(without_solutions(notebook), book, document)
+def graded(notebook: NotebookNode, theirs: NotebookNode) -> NotebookNode:
+    """A chapter as nbgrader's source: one point for each exercise whose check says "right".
+
+    Args:
+        notebook: the chapter.
+        theirs: the students' notebook that was derived from it.
+    """
+    found = copy.deepcopy(theirs)
     found.cells = [cell for cell in found.cells if not cell.id.startswith("colab-install")]
     places = {cell.id: place for place, cell in enumerate(found.cells)}
     for exercise in reversed(divide(notebook)[1]):  # from the end, since cells are inserted
@@ -89,31 +94,25 @@ def sheet(notebook: NotebookNode, book: Book, document: str) -> str:
 
 def derive_course(root: Path, say: Callable[[str], None] = print) -> None:
     """Write _build/course/ anew; nothing is written when a chapter cannot be derived."""
-    book, files = read_book(root), {}
+    book, notebooks = read_book(root), {}
     sheets = ["# Definitions and propositions"]
     for path in sorted((root / "book").glob("[0-9]*.ipynb")):
         notebook, document = nbformat.read(path, as_version=4), f"book/{path.stem}"
-        try:
-            files[f"students/{path.name}"] = derive(without_solutions(notebook), book, document)
-            files[f"answers/{path.name}"] = derive(notebook, book, document)
+        with naming(path):
+            theirs = derive(without_solutions(notebook), book, document)
+            notebooks[f"students/{path.name}"] = theirs
+            notebooks[f"answers/{path.name}"] = derive(notebook, book, document)
             name = f"nbgrader/source/{path.stem}/{path.name}"
-            files[name] = graded(notebook, book, document)
+            notebooks[name] = graded(notebook, theirs)
             sheets.append(sheet(notebook, book, document))
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{path}: {error}") from error
-    folder = root / "_build" / "course"
-    shutil.rmtree(folder, ignore_errors=True)
-    for name, notebook in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(notebook, folder / name)
     teaching = (root / "book" / "teaching.md").read_text(encoding="utf-8")
     texts = {
         "nbgrader/nbgrader_config.py": CONFIG,
         "README.md": Rewriter(book, "book/teaching").rewrite(teaching) + "\n",
         "definitions.md": "\n\n".join(sheets) + "\n",
     }
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    folder = root / "_build" / "course"
+    write_anew(folder, texts | {name: nbformat.writes(x) + "\n" for name, x in notebooks.items()})
     for part in (*texts, "students", "answers", "nbgrader"):
         say(str(folder / part))
 

@@ -196,7 +196,11 @@ class Rewriter:
                 return f"```{box.argument}\n{box.body}\n```"
             case "figure" | "image":
                 picture = f"![{box.options.get('alt', '')}]({self.image_address(box.argument)})"
-                return picture if name == "image" else f"{picture}\n\n{self.caption(box)}"
+                return (
+                    picture
+                    if name == "image"
+                    else f"{picture}\n\n{self.caption(box.label, box.body)}"
+                )
             case "table":
                 number = self.book.targets[box.label].text if box.label else "Table"
                 return f"**{number}.** {self.inline(box.argument)}\n\n{self.rewrite(box.body)}"
@@ -209,9 +213,9 @@ class Rewriter:
         heading = self.book.targets[box.label].text if box.label else kind
         return f"{heading} ({self.inline(box.argument)})" if box.argument else heading
 
-    def caption(self, box: Directive) -> str:
-        number = self.book.targets[box.label].text if box.label else "Figure"
-        return f"**{number}.** {self.rewrite(box.body)}"
+    def caption(self, label: str, text: str) -> str:
+        number = self.book.targets[label].text if label else "Figure"
+        return f"**{number}.** {self.rewrite(text)}"
 
     def framed(self, box: Directive, heading: str) -> str:
         body = self.rewrite(box.body)

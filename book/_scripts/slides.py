@@ -17,6 +17,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import assets
+from derived import write_anew
 from executed import executed
 from exercises import code, divide
 from myst import ROOT, Book, directive, parse, read_book
@@ -90,8 +91,7 @@ def cells_of(cell: NotebookNode, rewriter: Rewriter) -> Iterator[NotebookNode]:
     source = cell.source.removeprefix(f"{MARK}\n")
     yield new_code_cell(source, outputs=outputs, metadata=metadata)
     if figure:
-        label = rewriter.book.targets[figure["name"]].text
-        text = f"**{label}.** {rewriter.rewrite(figure['caption'])}"
+        text = rewriter.caption(figure["name"], figure["caption"])
         yield new_markdown_cell(text, metadata={"slideshow": {"slide_type": "-"}})
 
 
@@ -134,11 +134,10 @@ def derive_slides(root: Path, say: Callable[[str], None] = print) -> None:
     for path in sorted((root / "book").glob("[0-9]*.ipynb")):
         pages[f"{path.stem}.html"] = slides(executed(path, root), book, f"book/{path.stem}")
     folder = root / "_build" / "slides"
-    shutil.rmtree(folder, ignore_errors=True)
+    write_anew(folder, pages)
     shutil.copytree(mathjax, folder / "assets" / "mathjax")
     assets.extract(REVEAL, reveal, folder / "assets")
-    for name, text in pages.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    for name in pages:
         say(str(folder / name))
 
 

@@ -3,8 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from markdown_it.token import Token
-from myst import directive, parse
+from myst import walk
 
 LETTERS = {
     "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta",
@@ -19,16 +18,13 @@ SCRIPT = re.compile(r"\\mathcal\s*\{?([A-Z])\}?")
 ROW = re.compile(r"\| (?P<symbols>.*?) \| .* \| \[(?P<chapter>\d+)\]\(.*\) \|")
 
 
-def formulas(tokens: list[Token]) -> Iterator[str]:
+def formulas(text: str) -> Iterator[str]:
     """All formulas of a text, also those in boxes."""
-    for token in tokens:
-        box = directive(token)
+    for token, box in walk(text):
         if token.type in ("math_block", "math_block_label", "amsmath"):
             yield token.content
         elif box and box.name == "math":
             yield box.body
-        elif box and box.name not in ("code", "code-block"):
-            yield from formulas(parse(box.body))
         for child in token.children or []:
             if child.type in ("math_inline", "math_inline_double"):
                 yield child.content
@@ -37,7 +33,7 @@ def formulas(tokens: list[Token]) -> Iterator[str]:
 def letters(text: str) -> set[str]:
     r"""The letters of a text's formulas: x, \rho, \mathcal L; accents and indices are left out."""
     found = set()
-    for formula in formulas(parse(text)):
+    for formula in formulas(text):
         formula = WORDS.sub(" ", formula)
         found |= {rf"\mathcal {letter}" for letter in SCRIPT.findall(formula)}
         formula = SCRIPT.sub(" ", formula)

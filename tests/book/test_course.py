@@ -8,6 +8,7 @@ import course
 import nbformat
 import pytest
 import sample
+from colab import derive
 from course import derive_course, graded, with_answer, without_solutions
 from exercises import code, divide
 from myst import ROOT, read_book
@@ -54,7 +55,8 @@ def cleared(source: str) -> str:
 
 
 def test_graded(chapter, chapter_path, book):
-    found = graded(chapter, book, f"book/{chapter_path.stem}")
+    theirs = derive(without_solutions(chapter), book, f"book/{chapter_path.stem}")
+    found = graded(chapter, theirs)
     nbformat.validate(found)
     marked = [cell for cell in found.cells if "nbgrader" in cell.metadata]
     ids = [cell.metadata["nbgrader"]["grade_id"] for cell in marked]
@@ -82,7 +84,7 @@ def assignment(book):
     chapter = sample.chapter()
     keep = ("set-up", "ex-")
     chapter.cells = [cell for cell in chapter.cells if cell.id.startswith(keep)]
-    return graded(chapter, book, "book/01_first")
+    return graded(chapter, derive(without_solutions(chapter), book, "book/01_first"))
 
 
 def test_solutions_earn_their_points(assignment):
