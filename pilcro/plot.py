@@ -20,6 +20,7 @@ from matplotlib.colors import CenteredNorm, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from PIL import Image
 from torch import Tensor
 
 from pilcro.landscape import Landscape
@@ -93,6 +94,8 @@ def panel(landscapes: Mapping[str, Landscape], *, columns: int = 4) -> Figure:
 def slider(landscapes: Mapping[str, Landscape], label: str) -> "VBox":
     """Several landscapes behind a slider, on one colour scale; moves without a kernel.
 
+    ipywidgets 7, which Colab has, shows them in tabs under the slider.
+
     Args:
         landscapes: by the value that the slider shows.
         label: what the slider changes, "depth", say.
@@ -103,11 +106,10 @@ def slider(landscapes: Mapping[str, Landscape], label: str) -> "VBox":
     'depth'
     """
     try:
-        from ipywidgets import HTML, Layout, SelectionSlider, Stack, VBox, jslink
+        import ipywidgets
+        from ipywidgets import HTML, Layout, SelectionSlider, Tab, VBox, jslink
     except ImportError as error:
-        raise ImportError(
-            "pilcro.plot.slider needs ipywidgets 8: pip install ipywidgets"
-        ) from error
+        raise ImportError("pilcro.plot.slider needs ipywidgets: pip install ipywidgets") from error
 
     some(landscapes)
     top = scale_top(*landscapes.values())
@@ -118,7 +120,9 @@ def slider(landscapes: Mapping[str, Landscape], label: str) -> "VBox":
     choice = SelectionSlider(
         options=list(landscapes), description=label, layout=Layout(width="24em", max_width="100%")
     )
-    stack = Stack(pictures, selected_index=0)
+    stack = getattr(ipywidgets, "Stack", Tab)(pictures, selected_index=0)
+    for place, name in enumerate(landscapes):
+        stack.set_title(place, name)
     jslink((choice, "index"), (stack, "selected_index"))
     return VBox([choice, stack])
 
@@ -221,4 +225,6 @@ def as_data_uri(landscape: Landscape, top: float) -> str:
         figure.savefig(buffer, format="png", dpi=90)
     finally:
         plt.close(figure)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    small = io.BytesIO()  # a page with many maps stays light: 256 colours take a third of the bytes
+    Image.open(buffer).convert("RGB").quantize(256).save(small, "png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(small.getvalue()).decode()

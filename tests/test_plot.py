@@ -103,6 +103,16 @@ def test_slider_moves_without_a_kernel(monkeypatch):
     assert linked[0].target == (stack, "selected_index")
 
 
+def test_slider_with_the_widgets_of_colab(monkeypatch):
+    """ipywidgets 7 has no Stack."""
+    ipywidgets = pytest.importorskip("ipywidgets")
+    monkeypatch.delattr(ipywidgets, "Stack", raising=False)
+    _, tabs = plot.slider(PAIR, "depth").children
+    assert isinstance(tabs, ipywidgets.Tab)
+    assert len(tabs.children) == 2
+    assert [tabs.get_title(place) for place in range(2)] == ["one", "two"]
+
+
 def test_slider_pictures_share_a_scale_and_leave_no_figure_open(monkeypatch):
     import matplotlib.pyplot as plt
 
