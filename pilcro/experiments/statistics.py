@@ -96,13 +96,16 @@ def compare(
 
 def detectable(pairs: int) -> float:
     """The mean difference, in standard deviations of the differences, that a two-sided paired t
-    test at ``LEVEL`` finds, with the right sign, with probability ``POWER``.
+    test at ``LEVEL`` finds, with the right sign, with probability ``POWER``. Infinite for so few
+    pairs that the permutation test of :func:`compare` cannot find anything.
 
-    >>> round(detectable(10), 2)
-    1.0
+    >>> round(detectable(10), 2), detectable(5)
+    (1.0, inf)
     """
     from scipy import optimize, stats
 
+    if 2 * 0.5**pairs > LEVEL:  # its smallest p value
+        return math.inf
     critical = stats.t.ppf(1 - LEVEL / 2, pairs - 1)
 
     def missing(effect: float) -> float:

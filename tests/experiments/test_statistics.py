@@ -53,6 +53,13 @@ def test_a_real_effect_is_found_as_often_as_the_power_note_says():
     assert mean == pytest.approx(0.01 * effect, rel=0.1)
 
 
+def test_what_the_permutation_test_cannot_find_is_not_promised():
+    assert compare(*runs(100.0, 5, seed=1)).p > LEVEL
+    assert detectable(5) == math.inf
+    assert compare(*runs(100.0, 6, seed=1)).p <= LEVEL
+    assert math.isfinite(detectable(6))
+
+
 def test_large_effects_everywhere_somewhere_nowhere():
     large = [compare(*runs(5.0, 10, seed)) for seed in range(2)]
     none, worse = compare(*runs(0.0, 10, 3)), compare(*runs(-5.0, 10, 4))
