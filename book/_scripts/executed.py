@@ -1,4 +1,4 @@
-"""A chapter with the outputs that it had when the book was built."""
+"""A chapter with the outputs that it had when the book was built, and the time that it took."""
 
 from pathlib import Path
 
@@ -18,3 +18,9 @@ def executed(path: Path, root: Path) -> nbformat.NotebookNode:
     except KeyError:
         raise ValueError(f"{path.name} is not in the built book as it is: run make book") from None
     return found
+
+
+def seconds(path: Path, root: Path) -> float:
+    """What the notebook at a path took when the book was built in root."""
+    cache = get_cache(root / "_build" / ".jupyter_cache")
+    return cache.match_cache_file(str(path)).data["execution_seconds"]

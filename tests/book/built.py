@@ -9,6 +9,7 @@ from urllib.parse import unquote, urldefrag, urljoin
 from bs4 import BeautifulSoup
 from frame import poor_alt
 
+HEAVY = 2_000_000  # bytes
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 
 
@@ -52,6 +53,15 @@ def broken_links(page: Page, pages: dict[str, Page], folder: Path) -> list[str]:
         elif fragment and path in pages and unquote(fragment) not in pages[path].anchors:
             complaints.append(f"{page.name}: {address!r} leads to no place on {path}")
     return complaints
+
+
+def heavy(page: Page, folder: Path) -> list[str]:
+    """A page that weighs too much, with its own pictures; what all pages share is cached."""
+    own = {tag["src"] for tag in page.soup.select("img[src]")}
+    at = folder / page.name
+    files = [at.parent / src for src in own if not re.match(r"[a-z]+:|.*_static/", src)]
+    weight = sum(file.stat().st_size for file in [at, *files])
+    return [f"{page.name} weighs {weight:,} bytes"] if weight > HEAVY else []
 
 
 def pictures(page: Page) -> list[str]:

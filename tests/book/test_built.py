@@ -5,10 +5,12 @@ import re
 import built
 import pytest
 import yaml
-from myst import ROOT, documents
+from executed import seconds
+from myst import ROOT, chapter_number, documents
 from sphinx.search.en import SearchEnglish
 
 TOC = documents(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8")))
+CHAPTER, BOOK = 120, 15 * 60  # seconds on two cores; _config.yml stops a cell
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,26 @@ def test_links(pages, html):
 )
 def test_pages(pages, check):
     assert [complaint for page in pages.values() for complaint in check(page)] == []
+
+
+def test_pages_are_light(pages, html):
+    assert [c for page in pages.values() for c in built.heavy(page, html)] == []
+
+
+def test_chapters_and_the_api_lead_to_each_other(pages):
+    chapters = {f"{name}.html" for name in TOC if chapter_number(name)}
+    links = 'a.sphinx-codeautolink-a[href*="api.html#"]'
+    assert {name for name in chapters if pages[name].soup.select(links)} == chapters
+    back = pages["book/api.html"].soup.select("details a")
+    assert chapters <= {f"book/{link['href'].partition('#')[0]}" for link in back}
+
+
+@pytest.mark.usefixtures("html")
+def test_the_book_keeps_its_budget():
+    """By the times that the build wrote down when it executed the chapters."""
+    taken = {path.stem: seconds(path, ROOT) for path in (ROOT / "book").glob("*.ipynb")}
+    assert {name: time for name, time in taken.items() if time > CHAPTER} == {}
+    assert sum(taken.values()) <= BOOK
 
 
 def test_search_finds_the_key_terms(pages, html):
@@ -69,6 +91,16 @@ def test_broken_links_are_caught(tmp_path, address, complaints):
 
 ALT = "A landscape that is bright in the centre and dark at the borders"
 CAPTION = '<figcaption><span class="caption-number">Fig. 1</span></figcaption>'
+
+
+def test_a_heavy_page_is_caught(tmp_path):
+    (tmp_path / "book").mkdir()
+    (tmp_path / "one.png").write_bytes(b"0" * 1_500_000)
+    text = '<img src="../one.png"><img src="../one.png"><img src="../_static/logo.svg">'
+    for letters, complaints in ((100, 0), (600_000, 1)):
+        (tmp_path / "book" / "page.html").write_text(text + "x" * letters)
+        page = built.read(tmp_path)["book/page.html"]
+        assert len(built.heavy(page, tmp_path)) == complaints
 
 
 @pytest.mark.parametrize(

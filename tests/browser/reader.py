@@ -26,6 +26,8 @@ from playwright.sync_api import (
 
 DESK = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
+PAPER = {"width": 842, "height": 1200}  # A4 between the margins of pdf.py at its scale
+STEADY = 0.25  # above it the Web Vitals call a layout shift poor; formulas take places of their own
 PIECE = 1600  # px of a screenshot's height
 VIEW = 'script[type="application/vnd.jupyter.widget-view+json"]'
 # Waited for, not slept for: every formula typeset, every widget drawn.
@@ -65,6 +67,14 @@ RAW_MATHS = r"""() => {
   }
   return found;
 }"""
+# Wider than its box: a browser would scroll it, paper cuts it.
+BEYOND = """() => [...document.querySelectorAll('main pre, main img, main table')]
+  .filter(node => node.scrollWidth > node.clientWidth + 1)
+  .map(node => 'cut: ' + node.textContent.trim().slice(0, 60))"""
+COUNT_SHIFTS = """shifted = 0;
+new PerformanceObserver(list => {
+  for (const entry of list.getEntries()) shifted += entry.value;
+}).observe({type: 'layout-shift', buffered: true});"""
 
 
 @contextmanager
@@ -128,6 +138,7 @@ def visit(context: BrowserContext, address: str, name: str, *, patience: float =
     seen.page.on("requestfailed", failed)
     seen.page.on("response", answered)
     seen.page.on("pageerror", lambda error: seen.errors.append(str(error)))
+    seen.page.add_init_script(COUNT_SHIFTS)
     seen.page.goto(f"{address}/{name}", wait_until="load")
     with suppress(TimeoutError):  # the checkers below say what is not there
         seen.page.wait_for_function(READY, arg=VIEW, timeout=1000 * patience)
@@ -204,6 +215,18 @@ def wider_than_the_screen(page: Page) -> list[str]:
         "() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     )
     return [] if width <= screen else [f"the page is {width} px wide on a screen of {screen} px"]
+
+
+def cut_on_paper(page: Page) -> list[str]:
+    page.emulate_media(media="print")
+    return page.evaluate(BEYOND)
+
+
+def jumps(page: Page) -> list[str]:
+    """What a reader sees move while the page comes."""
+    page.wait_for_timeout(200)  # shifts are reported late
+    shifted = page.evaluate("shifted")
+    return [] if shifted <= STEADY else [f"the layout shifted by {shifted:.2f}"]
 
 
 def barriers(page: Page) -> list[str]:

@@ -1,4 +1,4 @@
-"""Every page in the dark and on a phone."""
+"""Every page in the dark, on a phone and on paper."""
 
 import pytest
 import reader
@@ -28,3 +28,9 @@ def test_dark_is_dark_and_readable(dark):
 
 def test_phone_needs_no_sideways_scrolling(phone):
     assert reader.wider_than_the_screen(phone) == []
+
+
+def test_paper_cuts_nothing(browser, book, name):
+    with reader.reading(browser, viewport=reader.PAPER) as context:
+        page = reader.visit(context, book, f"{name}.html").page
+        assert reader.cut_on_paper(page) == []

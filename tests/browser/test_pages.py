@@ -23,6 +23,10 @@ def test_no_script_error(seen):
     assert seen.errors == []
 
 
+def test_nothing_jumps(seen):
+    assert reader.jumps(seen.page) == []
+
+
 def test_maths(seen):
     assert reader.maths(seen.page) == []
 

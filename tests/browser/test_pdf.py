@@ -4,19 +4,16 @@ import io
 
 import pdf
 import pytest
+import reader
 from myst import ROOT
 from pypdf import PdfReader
 
 ADDRESS = "https://me.github.io/it"
-BEYOND = """() => [...document.querySelectorAll('main pre, main img, main table')]
-  .filter(node => node.scrollWidth > node.clientWidth + 1)
-  .map(node => node.textContent.trim().slice(0, 60))"""
 
 
 @pytest.fixture(scope="module")
 def page(browser):
-    # As wide as A4 between the margins at this scale, in CSS pixels.
-    context = browser.new_context(viewport={"width": 842, "height": 1200})
+    context = browser.new_context(viewport=reader.PAPER)
     yield context.new_page()
     context.close()
 
@@ -33,4 +30,4 @@ def test_printed(page, document):
     addresses = [link["/A"]["/URI"] for link in links if "/URI" in link.get("/A", {})]
     assert any(address.startswith(f"{ADDRESS}/book/") for address in addresses)
     assert not any(address.startswith("file:") for address in addresses)
-    assert page.evaluate(BEYOND) == []
+    assert reader.cut_on_paper(page) == []

@@ -11,6 +11,8 @@ WIDGET = f"""<div><div class="widget-subarea"><div>
  onkeydown="if (event.key === 'ArrowRight') this.nextElementSibling.src += '#moved'">o</div>
 <img width="40" height="40" alt="A dark square" src="{PIXEL}"></div></div>
 <script type="application/vnd.jupyter.widget-view+json">{{}}</script></div>"""
+JUMP = """<div id="late"></div><p style="height: 600px; background: #ddd">Text</p><script>
+addEventListener('load', () => setTimeout(() => { late.style.height = '400px' }, 50))</script>"""
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +43,24 @@ def on_page(check):
     return of_visit
 
 
-maths, widgets, keyboard, wide, barriers = map(
+maths, widgets, keyboard, wide, jumps, cut, barriers = map(
     on_page,
-    (reader.maths, reader.widgets, reader.keyboard, reader.wider_than_the_screen, reader.barriers),
+    (
+        reader.maths,
+        reader.widgets,
+        reader.keyboard,
+        reader.wider_than_the_screen,
+        reader.jumps,
+        reader.cut_on_paper,
+        reader.barriers,
+    ),
 )
 
 
 def test_a_good_page_passes(look):
     formula = '<p class="math"><mjx-container><svg></svg></mjx-container></p><pre>\\(x\\)</pre>'
     visit = look(WIDGET + formula)
-    for check in (requests, errors, maths, widgets, keyboard, wide, barriers):
+    for check in (requests, errors, maths, widgets, keyboard, wide, jumps, cut, barriers):
         assert check(visit) == []
 
 
@@ -74,6 +84,8 @@ def test_a_good_page_passes(look):
         (keyboard, WIDGET.replace("+= '#moved'", ""), "does not change with the keyboard"),
         (keyboard, WIDGET.replace('role="slider" tabindex="0"', ""), "nothing to operate"),
         (wide, '<div style="width: 3000px">wide</div>', "px wide on a screen of 1280 px"),
+        (jumps, JUMP, "the layout shifted by"),
+        (cut, '<pre style="overflow: auto">' + "a long line " * 90 + "</pre>", "cut: a long line"),
         (barriers, WIDGET.replace('aria-label="depth"', ""), "aria-input-field-name"),
         (barriers, '<img src="data:," width="30">', "image-alt"),
         (barriers, '<p style="color: #bbb; background: #fff">Pale text</p>', "color-contrast"),
