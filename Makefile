@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: book test lint serve fetch colab course slides pdf archive solutions-test new-chapter linkcheck results bench lock clean help
+.PHONY: book test lint serve fetch colab course slides pdf archive solutions-test new-chapter linkcheck results bench lock newest clean help
 
 # One thread: the networks are small, and on a busy machine two threads wait for each other.
 book: $(INSTALLED) ## execute every chapter and build the pages
@@ -33,7 +33,7 @@ fetch: $(INSTALLED) ## download the full data sets (not needed to build the book
 colab: $(INSTALLED) ## derive the Colab notebooks from the chapters
 	@$(BIN)/python book/_scripts/colab.py
 
-course: $(INSTALLED) ## derive notebooks for students, answers, and assignments for nbgrader
+course: book ## derive notebooks for students, answers, assignments for nbgrader, and slides
 	@$(BIN)/python book/_scripts/course.py
 
 slides: book ## derive slides from the chapters, for reveal.js
@@ -71,6 +71,13 @@ lock: $(INSTALLED) ## raise the pins in requirements.txt to the newest versions 
 	@$(BIN)/pip install -q uv
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --upgrade --universal \
 	  --python-version 3.11 --no-annotate --extra book pyproject.toml -o requirements.txt
+
+# In a clone, so that neither the pins nor .venv change here.
+newest: ## run the tests with the newest packages that pyproject.toml allows
+	@rm -rf _build/newest
+	@git clone -q . _build/newest
+	@cd _build/newest && sed -i '/^\[tool.uv\]/,/^]/d' pyproject.toml && $(MAKE) lock \
+	  && git --no-pager diff -U0 requirements.txt && $(MAKE) test
 
 $(INSTALLED): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

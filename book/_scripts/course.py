@@ -2,7 +2,7 @@
 
 `_build/course/` gets, of every chapter, a notebook for students without the solutions, one with
 them, and one that nbgrader turns into an assignment and grades; the page on teaching as a read-me;
-and a sheet with what the chapters define and prove.
+a sheet with what the chapters define and prove; and the slides.
 """
 
 import copy
@@ -15,11 +15,13 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
+from assets import Unavailable
 from colab import derive
 from derived import naming, write_anew
 from exercises import code, divide
 from myst import ROOT, Book, chapter_number, read_book, walk
 from plain import Rewriter
+from slides import derive_slides
 
 CONFIG = """\
 # `nbgrader generate_assignment NAME`, then `nbgrader autograde NAME`, in this folder; the
@@ -120,5 +122,6 @@ def derive_course(root: Path, say: Callable[[str], None] = print) -> None:
 if __name__ == "__main__":
     try:
         derive_course(ROOT)
-    except ValueError as error:
+        derive_slides(ROOT, ROOT / "_build" / "course" / "slides")
+    except (ValueError, Unavailable) as error:
         sys.exit(f"course.py: {error}")

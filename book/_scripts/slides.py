@@ -120,8 +120,8 @@ def slides(chapter: NotebookNode, book: Book, document: str) -> str:
     return exporter.from_notebook_node(show)[0]
 
 
-def derive_slides(root: Path, say: Callable[[str], None] = print) -> None:
-    """Write _build/slides/ anew from the chapters as the book has executed them.
+def derive_slides(root: Path, folder: Path, say: Callable[[str], None] = print) -> None:
+    """Write the folder anew from the chapters as the book has executed them.
 
     Raises:
         Unavailable: a script cannot be fetched; nothing has changed then.
@@ -133,7 +133,6 @@ def derive_slides(root: Path, say: Callable[[str], None] = print) -> None:
     book, pages = read_book(root), {}
     for path in sorted((root / "book").glob("[0-9]*.ipynb")):
         pages[f"{path.stem}.html"] = slides(executed(path, root), book, f"book/{path.stem}")
-    folder = root / "_build" / "slides"
     write_anew(folder, pages)
     shutil.copytree(mathjax, folder / "assets" / "mathjax")
     assets.extract(REVEAL, reveal, folder / "assets")
@@ -143,6 +142,6 @@ def derive_slides(root: Path, say: Callable[[str], None] = print) -> None:
 
 if __name__ == "__main__":
     try:
-        derive_slides(ROOT)
+        derive_slides(ROOT, ROOT / "_build" / "slides")
     except (ValueError, assets.Unavailable) as error:
         sys.exit(f"slides.py: {error}")

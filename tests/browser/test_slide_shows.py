@@ -12,8 +12,9 @@ UNTYPESET = r"""() => [...document.querySelectorAll('.slides')]
 
 @pytest.fixture(scope="module")
 def address():
-    slides.derive_slides(ROOT, say=lambda _: None)
-    with reader.served(ROOT / "_build" / "slides") as found:
+    folder = ROOT / "_build" / "slides"
+    slides.derive_slides(ROOT, folder, say=lambda _: None)
+    with reader.served(folder) as found:
         yield found
 
 
