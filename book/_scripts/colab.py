@@ -8,11 +8,12 @@ import re
 import sys
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell
+from packaging.requirements import Requirement
 
 from derived import naming, write_anew
 from exercises import code, divide
@@ -22,17 +23,28 @@ from plain import Rewriter
 COLAB = {
     "IPython", "ipywidgets", "matplotlib", "numpy", "pandas", "torch", "torchvision",
 }  # fmt: skip  # what is always there
+EXTRAS = ("experiments", "relevance")  # the package is installed without what it needs
 
 
 distributions = cache(packages_distributions)  # it reads the files of every package
 
 
+@cache
+def extras() -> set[str]:
+    """What pilcro's extras ask for and Colab may lack."""
+    needs = map(Requirement, requires("pilcro"))
+    markers = [(need.name, need.marker) for need in needs if need.marker]
+    wanted = {name for name, marker in markers for e in EXTRAS if marker.evaluate({"extra": e})}
+    return wanted - COLAB
+
+
 def further_packages(cells: list[dict]) -> list[str]:
-    """What the code imports beyond pilcro and what Colab has for certain, as pip calls it."""
+    """What the code imports, and pilcro may need, and Colab may lack; as pip calls it."""
     code = "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "code")
     imported = set(re.findall(r"^\s*(?:import|from) (\w+)", code, re.MULTILINE))
     names = imported - sys.stdlib_module_names - COLAB - {"pilcro"}
-    return sorted({distribution for name in names for distribution in distributions()[name]})
+    found = {distribution for name in names for distribution in distributions()[name]}
+    return sorted(found | extras())
 
 
 def install_cells(book: Book, document: str, further: list[str]) -> list[dict]:
@@ -48,8 +60,7 @@ def install_cells(book: Book, document: str, further: list[str]) -> list[dict]:
   that it was made with.
 - The chapter needs no GPU. To use one: *Runtime → Change runtime type*."""
     code = f'%pip install --quiet --no-deps "pilcro @ git+{book.repository}"'
-    if further:
-        code += f"\n%pip install --quiet {' '.join(further)}"
+    code += f"\n%pip install --quiet {' '.join(further)}"
     return [new_markdown_cell(text, id="colab-install-text"),
             new_code_cell(code, id="colab-install")]  # fmt: skip
 

@@ -70,9 +70,10 @@ def test_install_cell(derived, book):
 def test_what_colab_may_lack_is_installed():
     source = "import json\nimport numpy as np\nfrom skimage import data\nfrom pilcro import plot"
     cell = nbformat.v4.new_code_cell(source)
-    assert colab.further_packages([cell]) == ["scikit-image"]
+    needs = {"pooch", "scipy", "zennit"}  # of the data, the statistics, the explanations
+    assert needs | {"scikit-image"} <= set(colab.further_packages([cell]))
     prose = nbformat.v4.new_markdown_cell("import skimage")
-    assert colab.further_packages([prose]) == []
+    assert "scikit-image" not in colab.further_packages([prose])
 
 
 @pytest.mark.usefixtures("html")
