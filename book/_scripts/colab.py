@@ -23,19 +23,18 @@ from plain import Rewriter
 COLAB = {
     "IPython", "ipywidgets", "matplotlib", "numpy", "pandas", "torch", "torchvision",
 }  # fmt: skip  # what is always there
-EXTRAS = ("experiments", "relevance")  # the package is installed without what it needs
+EXTRAS = ("", "experiments", "relevance")
 
 
 distributions = cache(packages_distributions)  # it reads the files of every package
 
 
 @cache
-def extras() -> set[str]:
-    """What pilcro's extras ask for and Colab may lack."""
-    needs = map(Requirement, requires("pilcro"))
-    markers = [(need.name, need.marker) for need in needs if need.marker]
-    wanted = {name for name, marker in markers for e in EXTRAS if marker.evaluate({"extra": e})}
-    return wanted - COLAB
+def needs() -> set[str]:
+    """What pilcro and its extras ask for, and Colab may lack."""
+    asked = map(Requirement, requires("pilcro"))
+    return {one.name for one in asked for extra in EXTRAS
+            if not one.marker or one.marker.evaluate({"extra": extra})} - COLAB  # fmt: skip
 
 
 def further_packages(cells: list[dict]) -> list[str]:
@@ -44,7 +43,7 @@ def further_packages(cells: list[dict]) -> list[str]:
     imported = set(re.findall(r"^\s*(?:import|from) (\w+)", code, re.MULTILINE))
     names = imported - sys.stdlib_module_names - COLAB - {"pilcro"}
     found = {distribution for name in names for distribution in distributions()[name]}
-    return sorted(found | extras())
+    return sorted(found | needs())
 
 
 def install_cells(book: Book, document: str, further: list[str]) -> list[dict]:
