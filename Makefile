@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: book test lint serve fetch colab course slides pdf archive solutions-test new-chapter linkcheck results bench lock newest clean help
+.PHONY: book test lint serve fetch colab course slides figures pdf archive solutions-test new-chapter linkcheck results bench lock newest clean help
 
 # One thread: the networks are small, and on a busy machine two threads wait for each other.
 book: $(INSTALLED) ## execute every chapter and build the pages
@@ -38,6 +38,9 @@ course: book ## derive notebooks for students, answers, assignments for nbgrader
 
 slides: book ## derive slides from the chapters, for reveal.js
 	@$(BIN)/python book/_scripts/slides.py
+
+figures: $(INSTALLED) ## draw the figures of all chapters as SVG and PNG (CHAPTERS=... for some)
+	@OMP_NUM_THREADS=1 $(BIN)/python book/_scripts/figures.py $(CHAPTERS)
 
 pdf: book ## print the pages into one PDF
 	@$(BIN)/python book/_scripts/pdf.py
