@@ -56,6 +56,11 @@ UNTYPESET = """() => [...document.querySelectorAll('.math')]
   .concat([...document.querySelectorAll('[data-mjx-error], mjx-merror')]
     .map(node => 'not understood by MathJax: ' + node.getAttribute('data-mjx-error')))
 """
+TOO_WIDE = """() => [...document.querySelectorAll('div.math')].map(node => {
+  const number = node.querySelector('.eqno')?.offsetWidth || 0;
+  const formula = node.querySelector('mjx-container svg')?.getBoundingClientRect().width || 0;
+  return formula > node.clientWidth - number + 1 ? 'wider than the text: ' + node.id : '';
+}).filter(Boolean)"""
 RAW_MATHS = r"""() => {
   const texts = document.createTreeWalker(document.querySelector('main') || document.body,
                                           NodeFilter.SHOW_TEXT);
@@ -161,7 +166,7 @@ def screenshots(page: Page, name: str, mode: str) -> None:
 
 
 def maths(page: Page) -> list[str]:
-    return page.evaluate(UNTYPESET) + page.evaluate(RAW_MATHS)
+    return [*page.evaluate(UNTYPESET), *page.evaluate(RAW_MATHS), *page.evaluate(TOO_WIDE)]
 
 
 def widgets(page: Page) -> list[str]:

@@ -11,6 +11,8 @@ WIDGET = f"""<div><div class="widget-subarea"><div>
  onkeydown="if (event.key === 'ArrowRight') this.nextElementSibling.src += '#moved'">o</div>
 <img width="40" height="40" alt="A dark square" src="{PIXEL}"></div></div>
 <script type="application/vnd.jupyter.widget-view+json">{{}}</script></div>"""
+WIDE_FORMULA = """<div class="math" id="eq-wide" style="width: 200px">
+<span class="eqno">(1.1)</span><mjx-container><svg width="190"></svg></mjx-container></div>"""
 JUMP = """<div id="late"></div><p style="height: 600px; background: #ddd">Text</p><script>
 addEventListener('load', () => setTimeout(() => { late.style.height = '400px' }, 50))</script>"""
 
@@ -75,6 +77,7 @@ def test_a_good_page_passes(look):
         (maths, "<p>Here is \\(x^2\\) as it stands</p>", "raw: "),
         (maths, "<p>Here is $$x^2$$ as it stands</p>", "raw: "),
         (maths, '<p class="math">x</p>', "not typeset"),
+        (maths, WIDE_FORMULA, "wider than the text: eq-wide"),
         (maths, '<mjx-container><svg data-mjx-error="Undefined"></svg></mjx-container>', "not und"),
         (widgets, WIDGET.replace("widget-subarea", ""), "1 widgets in the source, 0 on the page"),
         (widgets, WIDGET.replace("</div></div>\n", "</div><p>2</p></div>\n"), "2 on the page"),
