@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+READABLE = 40  # numbers in a line
+
 
 def not_yet(reason: str) -> bool:
     """Say why an answer does not count yet; returns False, as ``check`` does.
@@ -42,11 +44,17 @@ def check(got: object, expected: Tensor | float, *, rtol: float = 1e-4) -> bool:
     if torch.allclose(have, want, rtol=0, atol=rtol * float(want.abs().max())):
         print("right")
         return True
-    if want.ndim != 2:
+    if want.ndim == 2:
+        means = f"mean {rounded(want.mean())}", f"mean {rounded(have.mean())}"
+        not_yet(f"here is what was expected ({means[0]}) and what you got ({means[1]})")
+        side_by_side(want, have)
+        return False
+    if want.numel() <= READABLE:
         return not_yet(f"expected {rounded(want)}, got {rounded(have)}")
-    not_yet("here is what was expected and what you got")
-    side_by_side(want, have)
-    return False
+    worst = int((have - want).abs().argmax())
+    pair = [rounded(values.flatten()[worst]) for values in (want, have)]
+    return not_yet(f"of {want.numel()} numbers number {worst} is furthest off: "
+                   f"expected {pair[0]}, got {pair[1]}")  # fmt: skip
 
 
 def rounded(values: Tensor) -> object:

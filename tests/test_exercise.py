@@ -24,6 +24,14 @@ def test_not_yet(got, expected, said, capsys):
     assert capsys.readouterr().out.startswith(said)
 
 
+def test_many_numbers_are_not_printed(capsys):
+    wrong = torch.arange(20_000.0)
+    wrong[7] = -1
+    assert not check(wrong, torch.arange(20_000.0), rtol=1e-6)
+    said = "not yet: of 20000 numbers number 7 is furthest off: expected 7.0, got -1.0\n"
+    assert capsys.readouterr().out == said
+
+
 @pytest.mark.parametrize("got", [3, 3.0, 3.0001, torch.tensor(3.0, requires_grad=True)])
 def test_right(got, capsys):
     assert check(got, 3.0) is True
@@ -34,6 +42,7 @@ def test_a_wrong_map_is_drawn_beside_the_expected_one(capsys, monkeypatch):
     shown = []
     monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf()))
     assert not check(torch.zeros(3, 4), torch.ones(3, 4))
-    assert "here is what was expected" in capsys.readouterr().out
+    said = "here is what was expected (mean 1.0) and what you got (mean 0.0)"
+    assert said in capsys.readouterr().out
     titles = [ax.get_title() for ax in shown[0].axes[:2]]
     assert titles == ["expected", "got"]

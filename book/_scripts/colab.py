@@ -52,7 +52,8 @@ def install_cells(book: Book, document: str, further: list[str]) -> list[dict]:
 **On Colab, run the next cell first.** This notebook is made from [a chapter of the book]({page}).
 
 - The cell installs `pilcro` and what Colab may lack. Colab's own torch and numpy stay as they are:
-  replacing them under a running session breaks it.
+  replacing them under a running session breaks it. When pip notes that you may need to restart the
+  kernel, you need not.
 - If an import then fails, or a number differs from the book's, the versions differ. Choose
   *Runtime → Disconnect and delete runtime*, reconnect, and run all cells from the top. If it fails
   again, [the book's requirements]({book.repository}/blob/HEAD/requirements.txt) list the versions

@@ -12,7 +12,7 @@ from docutils.nodes import make_id
 from markdown_it.token import Token
 from pybtex.database import Entry
 
-from myst import INLINE, Book, Directive, chapter_number, directive, parse
+from myst import INLINE, Book, Directive, chapter_number, directive, parse, walk
 
 ADMONITIONS = {
     "admonition", "attention", "caution", "danger", "dropdown", "error", "hint", "important",
@@ -152,7 +152,11 @@ class Rewriter:
             out.append(indented(new, lines[start]))
             at = end
         out.append(self.inline("\n".join(lines[at:])))
-        return re.sub(r"\n{3,}", "\n\n", "\n".join(out)).strip()
+        plain = re.sub(r"\n{3,}", "\n\n", "\n".join(out)).strip()
+        heading, _, explanation = plain.partition("\n\n")
+        if explanation and any(b and b.name == "solution-start" for _, b in walk(text)):
+            return f"{heading}\n\n{details('Explanation', explanation)}"
+        return plain
 
     def block(self, token: Token) -> str | None:
         """What replaces a block; None leaves its lines to the inline pass."""
@@ -178,7 +182,7 @@ class Rewriter:
         if name == "solution":
             heading = f"Solution to {self.book.targets[box.argument].text.lower()}"
             if box.name == "solution-start":
-                return f"**{heading}**: the code below is folded, open it when you have tried."
+                return f"**{heading}**: open it when you have tried; its code is folded, too."
             return details(heading, self.rewrite(box.body))
         if box.name.endswith("-end"):
             return ""

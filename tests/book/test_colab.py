@@ -161,6 +161,9 @@ PAGES = "https://me.github.io/it/book"
         ("```{exercise} Seven\n:label: ex-1\nDo.\n```", "> **Exercise 1.2 (Seven)**\n>\n> Do."),
         ("```{solution} ex-1\n:class: dropdown\nSo.\n```",
          "<details><summary>Solution to exercise 1.2</summary>\n\nSo.\n\n</details>"),
+        ("```{solution-start} ex-1\n:class: dropdown\n```\n\nSo.\n\nOr so.",
+         "**Solution to exercise 1.2**: open it when you have tried; its code is folded, too.\n\n"
+         "<details><summary>Explanation</summary>\n\nSo.\n\nOr so.\n\n</details>"),
         ("```{hint}\n:class: dropdown\nH\n```",
          "<details><summary>Hint</summary>\n\nH\n\n</details>"),
         ("```{code-block} python\nx = '{eq}`a`'\n```", "```python\nx = '{eq}`a`'\n```"),
