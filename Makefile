@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: book test lint serve fetch colab course slides figures pdf archive solutions-test new-chapter linkcheck results bench lock newest clean help
+.PHONY: book test lint serve fetch colab colab-test course slides figures pdf archive solutions-test new-chapter linkcheck results bench lock newest clean help
 
 # One thread: the networks are small, and on a busy machine two threads wait for each other.
 book: $(INSTALLED) ## execute every chapter and build the pages
@@ -32,6 +32,9 @@ fetch: $(INSTALLED) ## download the full data sets (not needed to build the book
 
 colab: $(INSTALLED) ## derive the Colab notebooks from the chapters
 	@$(BIN)/python book/_scripts/colab.py
+
+colab-test: $(INSTALLED) ## run the Colab notebooks in an environment like Colab's
+	@OMP_NUM_THREADS=1 PILCRO_TEST_COLAB=1 $(BIN)/python -m pytest -q tests/book/test_colab_runs.py
 
 course: book ## derive notebooks for students, answers, assignments for nbgrader, and slides
 	@$(BIN)/python book/_scripts/course.py
