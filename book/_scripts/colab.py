@@ -23,7 +23,7 @@ from plain import Rewriter
 COLAB = {
     "IPython", "ipywidgets", "matplotlib", "numpy", "pandas", "torch", "torchvision",
 }  # fmt: skip  # what is always there
-EXTRAS = ("", "experiments", "relevance")
+EXTRAS = ("experiments", "relevance")
 
 
 distributions = cache(packages_distributions)  # it reads the files of every package

@@ -12,7 +12,7 @@ from docutils.nodes import make_id
 from markdown_it.token import Token
 from pybtex.database import Entry
 
-from myst import INLINE, Book, Directive, chapter_number, directive, parse, walk
+from myst import INLINE, Book, Directive, chapter_number, directive, parse
 
 ADMONITIONS = {
     "admonition", "attention", "caution", "danger", "dropdown", "error", "hint", "important",
@@ -140,13 +140,15 @@ class Rewriter:
 
     def rewrite(self, text: str) -> str:
         """Plain Markdown for a MyST text."""
-        lines, out, at = text.split("\n"), [], 0
+        lines, out, at, solves = text.split("\n"), [], 0, False
         for token in parse(text):
             if token.map is None or token.map[0] < at:
                 continue
             new = self.block(token)
             if new is None:
                 continue
+            box = directive(token)
+            solves |= box is not None and box.name == "solution-start"
             start, end = token.map
             out.append(self.inline("\n".join(lines[at:start])))
             out.append(indented(new, lines[start]))
@@ -154,7 +156,7 @@ class Rewriter:
         out.append(self.inline("\n".join(lines[at:])))
         plain = re.sub(r"\n{3,}", "\n\n", "\n".join(out)).strip()
         heading, _, explanation = plain.partition("\n\n")
-        if explanation and any(b and b.name == "solution-start" for _, b in walk(text)):
+        if solves and explanation:
             return f"{heading}\n\n{details('Explanation', explanation)}"
         return plain
 
