@@ -130,8 +130,7 @@ def sweep(
     """Complete an experiment: make the runs that its file of results lacks.
 
     Args:
-        name: of an experiment (cifar10_1k, cifar10_10k, fashion, off_centre, full), or lab for all
-            but the last.
+        name: of an experiment, fashion say, or lab, neighbours or full for all that these hold.
         folder: holds a file for each experiment.
         networks: those wanted; all if none is named.
         methods: those wanted, "none" "¶ log", say; all if none is named.

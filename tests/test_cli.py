@@ -174,7 +174,7 @@ def test_results_of_a_file(tmp_path, capsys):
 
 def test_sweep_of_something_unknown(tmp_path, capsys):
     message = fails(capsys, "sweep", "labs", "--folder", str(tmp_path))
-    assert message.startswith("pilcro: experiment must be one of cifar10_1k, fashion")
+    assert message.startswith("pilcro: experiment must be one of cifar10_1k_cnn, fashion_cnn")
     message = fails(capsys, "sweep", "lab", "--folder", str(tmp_path), "--methods", "magic")
     assert message.startswith("pilcro: method must be one of none, weight decay")
     assert not list(tmp_path.iterdir())

@@ -170,7 +170,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
 }
 TIERS = {
-    "lab": (*(f"{name}_cnn" for name in PART_THREE), *PART_THREE),
+    "lab": tuple(f"{name}{network}" for name in PART_THREE for network in ("_cnn", "")),
     "neighbours": ("positions", "locality", "small_data", "edges", "head_to_head"),
     "full": ("full",),
 }

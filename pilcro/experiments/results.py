@@ -198,13 +198,14 @@ def provenance() -> dict[str, str | int | bool | None]:
     a git checkout of pilcro.
 
     >>> sorted(provenance())[:5]
-    ['command', 'cpu', 'modified', 'pilcro', 'platform']
+    ['command', 'cpu', 'instructions', 'modified', 'pilcro']
     """
     tracked = git("ls-files", "pilcro/__init__.py")
     return {
         "python": platform.python_version(),
         **{name: installed(name) for name in VERSIONS},
         "cpu": cpu(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "revision": git("rev-parse", "HEAD") if tracked else None,

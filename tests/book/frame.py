@@ -274,10 +274,29 @@ def code_size(notebook: NotebookNode) -> list[str]:
 
 
 def prose_size(notebook: NotebookNode) -> list[str]:
+    words = prose_words(notebook)
+    return [] if 1500 <= words <= 3000 else [f"{words} words of prose, expected 1,500 to 3,000"]
+
+
+def prose_words(notebook: NotebookNode) -> int:
     main, _ = divide(notebook)
     texts = [cell.source for cell in main if cell.cell_type == "markdown"]
-    words = sum(len(words_of(token)) for text in texts for token in prose(text))
-    return [] if 1500 <= words <= 3000 else [f"{words} words of prose, expected 1,500 to 3,000"]
+    return sum(len(words_of(token)) for text in texts for token in prose(text))
+
+
+def reading_time(notebook: NotebookNode) -> list[str]:
+    """Formulas, code and figures take their time: 55 to 110 words a minute."""
+    words, minutes = prose_words(notebook), promised_minutes(notebook, "read")
+    if 55 * minutes <= words <= 110 * minutes:
+        return []
+    return [f"the box promises {minutes} minutes to read {words} words"]
+
+
+def promised_minutes(notebook: NotebookNode, what: str) -> int:
+    """What the opening box says: minutes to read, or to run on a CPU; 0 if it does not."""
+    text = "".join(cell.source for cell in notebook.cells[:3])
+    found = re.search(rf"(\d+) minutes? to {what}", text)
+    return int(found[1]) if found else 0
 
 
 def words_of(token: Token) -> list[str]:
@@ -331,5 +350,5 @@ def open_divs(notebook: NotebookNode) -> list[str]:
 
 CHECKS = (
     title, opening_box, opening, proof_boxes, equations, dollars, figures, exercises, ending,
-    code_size, prose_size, numbers, living_widgets, open_divs,
+    code_size, prose_size, reading_time, numbers, living_widgets, open_divs,
 )  # fmt: skip

@@ -1,11 +1,14 @@
 """The built pages hold together, and the checkers of built pages can fail."""
 
 import re
+from pathlib import Path
 
 import built
+import nbformat
 import pytest
 import yaml
 from executed import seconds
+from frame import promised_minutes
 from myst import ROOT, chapter_number, documents
 from sphinx.search.en import SearchEnglish
 
@@ -53,6 +56,9 @@ def test_the_book_keeps_its_budget():
     taken = {path.stem: seconds(path, ROOT) for path in (ROOT / "book").glob("*.ipynb")}
     assert {name: time for name, time in taken.items() if time > CHAPTER} == {}
     assert sum(taken.values()) <= BOOK
+    for name in filter(chapter_number, TOC):
+        minutes = promised_minutes(nbformat.read(ROOT / f"{name}.ipynb", as_version=4), "run")
+        assert taken[Path(name).name] <= 90 * minutes, f"{name} promises {minutes} minutes"
 
 
 def test_search_finds_the_key_terms(pages, html):

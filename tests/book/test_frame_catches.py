@@ -56,6 +56,7 @@ TEXTS = [
     (frame.code_size, "code-1", "x_1 = 1", "x_1 = 1\n" * 31, "more than 30 lines"),
     (frame.code_size, "ex-1-code", "return 7", "return 7" + "\n" * 31, "more than 30 lines"),
     (frame.prose_size, "words-1", sample.WORDS, sample.WORDS * 12, "words of prose"),
+    (frame.reading_time, "opening", "20 minutes", "9 minutes", "promises 9 minutes to read"),
     (frame.numbers, "words-1", "You", "You see 0.93 here. You", "'0.93' in the prose"),
     (frame.numbers, "words-1", "You", "It is 12 % better. You", "'12 %' in the prose"),
     (frame.living_widgets, "widget", "widgets.jslink(", "widgets.interact(", "interact"),
