@@ -120,17 +120,15 @@ PART_THREE: dict[str, tuple[tuple[Run, ...], tuple[int, ...]]] = {
 # What the small CNN was run with before ``GENTLE``: stored, and not made again.
 SECOND_ROUND = {name: Experiment(*found) for name, found in PART_THREE.items()}
 
-
-def with_resnet(settings: Iterable[Run]) -> tuple[Run, ...]:
-    return tuple(replace(setting, network="small_resnet") for setting in settings)
-
-
 EXPERIMENTS: dict[str, Experiment] = {
     **{
         f"{name}_cnn": Experiment(*found, test_seeds=tuple(range(300, 310)), methods=GENTLE)
         for name, found in PART_THREE.items()
     },
-    **{name: Experiment(with_resnet(runs), seeds) for name, (runs, seeds) in PART_THREE.items()},
+    **{
+        name: Experiment(tuple(replace(run, network="small_resnet") for run in settings), seeds)
+        for name, (settings, seeds) in PART_THREE.items()
+    },
     "positions": Experiment(
         (
             Run("fashion_mnist_subset", 1000, "position_cnn", epochs=8),

@@ -62,7 +62,7 @@ def test_what_is_missing_is_said():
     """It is too short, and not stored yet; all else that the frame asks for is there."""
     notebook = nbformat.read(TEMPLATE, as_version=4)
     failing = {check.__name__ for check in frame.CHECKS + storage.CHECKS if check(notebook)}
-    assert failing == {"exercises", "code_size", "prose_size", "outputs"}
+    assert failing == {"exercises", "code_size", "prose_size", "reading_time", "outputs"}
     assert frame.exercises(notebook) == ["1 exercises, expected 3 to 5"]
     assert TEMPLATE.read_text(encoding="utf-8") == store.serialise(notebook)
 

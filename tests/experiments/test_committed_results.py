@@ -7,6 +7,7 @@ below are what we promise.
 import math
 import os
 from functools import cache
+from statistics import fmean
 
 import pytest
 
@@ -23,7 +24,11 @@ ROUNDS = {tier: [lab.EXPERIMENTS] for tier in lab.TIERS}
 ROUNDS |= {"second_round": [lab.SECOND_ROUND], "again": [lab.SECOND_ROUND, lab.EXPERIMENTS]}
 FILES = [path for name in ROUNDS for path in sorted((results.folder() / name).glob("*.jsonl"))]
 ACCURACY = 0.03
-ROUGHNESS = math.log(1.5)  # of its logarithm
+# Factors between the roughnesses of the trained networks. That of a small ResNet comes back as a
+# mean over seeds.
+ROUGHNESS = {"small_cnn": 4 / 3, "position_cnn": 4 / 3, "small_resnet": 3.0}
+OF_TEN_SEEDS = 1.25
+MISSING = {"small_cnn": 0.01, "small_resnet": 0.05}  # shares of runs
 
 
 @pytest.fixture(params=FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -109,21 +114,52 @@ def disagreements(one, other):
         for name in ("accuracy", "validation_accuracy")
         if name in one["metrics"] and abs(one["metrics"][name] - other["metrics"][name]) > ACCURACY
     ]
-    ends = (record["landscape"]["end"]["roughness"] for record in (one, other))
-    if abs(math.log(next(ends) / next(ends))) > ROUGHNESS:
+    factor = math.exp(abs(log_roughness(one) - log_roughness(other)))
+    if factor > ROUGHNESS[one["network"]]:
         found.append("roughness")
     if other["landscape"]["start"] != pytest.approx(one["landscape"]["start"], rel=0.01):
         found.append("landscape before training")
     return found
 
 
-def test_a_whole_sweep_came_back():
-    """With shorter vector instructions: all trials, and what was chosen by them on test images."""
+def log_roughness(record):
+    return math.log(record["landscape"]["end"]["roughness"])
+
+
+@pytest.fixture(params=["small_cnn", "small_resnet"])
+def twice(request):
+    """Pairs of records of the same runs: on processors of two makes, or with shorter vector
+    instructions."""
     first, again = (
-        Results(results.folder() / folder / "fashion_cnn.jsonl").records
+        {
+            key: record
+            for path in sorted((results.folder() / folder).glob("*.jsonl"))
+            for key, record in Results(path).records.items()
+            if record["network"] == request.param
+        }
         for folder in ("lab", "again")
     )
-    shared = first.keys() & again.keys()
-    assert {run.key for _, run in lab.trials(lab.EXPERIMENTS["fashion_cnn"])} <= shared
-    far = [key for key in shared if disagreements(first[key], again[key])]
-    assert len(far) <= len(shared) / 100
+    if request.param == "small_cnn":  # the whole of a sweep
+        trials = lab.trials(lab.EXPERIMENTS["fashion_cnn"])
+        assert {run.key for _, run in trials} <= first.keys() & again.keys()
+    return [(first[key], again[key]) for key in first.keys() & again.keys()]
+
+
+def test_runs_come_back(twice):
+    assert len(twice) >= 100
+    far = [one for one, other in twice if disagreements(one, other)]
+    assert len(far) <= MISSING[twice[0][0]["network"]] * len(twice)
+
+
+def test_means_over_seeds_come_back(twice):
+    groups = {}
+    for one, other in twice:
+        if one["config"]["evaluate_on"] == "test":
+            groups.setdefault((one["dataset"], one["method"]), []).append((one, other))
+    assert groups
+    for pairs in groups.values():
+        assert len(pairs) == 10
+        change = fmean(log_roughness(one) - log_roughness(other) for one, other in pairs)
+        assert math.exp(abs(change)) < OF_TEN_SEEDS
+        change = fmean(one["metrics"]["accuracy"] - b["metrics"]["accuracy"] for one, b in pairs)
+        assert abs(change) < 0.01
