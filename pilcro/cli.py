@@ -76,10 +76,9 @@ def landscape(
 
 def check_picture(out: Path) -> None:
     """Complain before the work, not after it."""
-    import matplotlib.pyplot as plt
+    from matplotlib.backend_bases import FigureCanvasBase
 
-    formats = plt.figure().canvas.get_supported_filetypes()
-    plt.close()
+    formats = FigureCanvasBase.get_supported_filetypes()
     if out.suffix.lstrip(".").lower() not in formats:
         raise ValueError(f"out must end in one of {', '.join(sorted(formats))}; got {out}")
     if not out.parent.is_dir():
@@ -96,9 +95,12 @@ def fetch(names: tuple[str, ...] = (), /, all: bool = False) -> None:
         all: fetch every data set that the book uses.
     """
     from pilcro import data
+    from pilcro.data.fetching import look_up
 
     if all == bool(names):
         raise ValueError(f"name the data sets or say --all; known: {', '.join(data.DATASETS)}")
+    for name in names:  # all, before the first one takes minutes
+        look_up(name)
     for name in data.DATASETS if all else names:
         print(f"{name}: {data.fetch(name)}")
 
@@ -114,8 +116,11 @@ def train(run: Run, out: Path | None = None) -> None:
     import json
 
     from pilcro.experiments.stored import train_and_store
+    from pilcro.experiments.train import is_first
 
-    print(json.dumps(train_and_store(run, out)["metrics"], indent=1))
+    record = train_and_store(run, out)
+    if is_first():
+        print(json.dumps(record["metrics"], indent=1))
 
 
 def sweep(

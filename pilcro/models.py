@@ -96,7 +96,7 @@ def small_resnet(classes: int = 10, channels: int = 1) -> nn.Sequential:
     )
 
 
-def resnet18_small_images(classes: int = 10) -> nn.Module:
+def resnet18_small_images(classes: int = 10, channels: int = 3) -> nn.Module:
     """torchvision's ResNet-18 with the stem that is usual for CIFAR: one 3x3 convolution with
     stride 1 and no max-pooling, so that 32x32 images keep their pixels.
 
@@ -106,7 +106,7 @@ def resnet18_small_images(classes: int = 10) -> nn.Module:
     from torchvision.models import resnet18
 
     model = resnet18(num_classes=classes)
-    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
     return model
 

@@ -134,7 +134,7 @@ def test_train_prints_and_stores(tmp_path, capsys):
     assert record["metrics"] == printed
     assert record["config"]["method"]["strength"] == 0.01
     assert record["config"]["seed"] == record["seed"] == 3
-    assert record["method"] == "objective"
+    assert record["method"] == "objective log 0.01"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".runs.jsonl.lock", out.name]
     run("train", *SMALL, *settings, "--out", str(out))  # it is there: nothing is added
     assert json.loads(capsys.readouterr().out) == printed
@@ -166,6 +166,7 @@ def test_mistakes_in_a_run(options, message, capsys):
 def test_results_of_a_file(tmp_path, capsys):
     out = tmp_path / "runs.jsonl"
     run("train", *SMALL, "--evaluate-on", "test", "--out", str(out))
+    assert json.loads(out.read_text())["method"] == "none"  # what the others are compared with
     capsys.readouterr()
     run("results", str(out))
     assert "Fashion-MNIST, 100 images, small CNN: accuracy" in capsys.readouterr().out

@@ -15,7 +15,7 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell
 from packaging.requirements import Requirement
 
-from derived import naming, write_anew
+from derived import anew, naming, write
 from exercises import code, divide
 from myst import ROOT, Book, read_book
 from plain import Rewriter
@@ -97,7 +97,8 @@ def derive_all(root: Path, say: Callable[[str], None] = print) -> None:
         with naming(path):
             derived[path.name] = nbformat.writes(derive(notebook, book, f"book/{path.stem}")) + "\n"
     folder = root / "_build" / "colab" / "book"
-    write_anew(folder, derived)
+    with anew(folder) as fresh:
+        write(fresh, derived)
     for name in derived:
         say(str(folder / name))
 

@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell
 
 from assets import Unavailable
 from colab import derive
-from derived import naming, write_anew
+from derived import anew, naming, write
 from exercises import code, divide
 from myst import ROOT, Book, chapter_number, read_book, walk
 from plain import Rewriter
@@ -114,8 +114,10 @@ def derive_course(root: Path, say: Callable[[str], None] = print) -> None:
         "definitions.md": "\n\n".join(sheets) + "\n",
     }
     folder = root / "_build" / "course"
-    write_anew(folder, texts | {name: nbformat.writes(x) + "\n" for name, x in notebooks.items()})
-    for part in (*texts, "students", "answers", "nbgrader"):
+    texts |= {name: nbformat.writes(x) + "\n" for name, x in notebooks.items()}
+    with anew(folder) as fresh:
+        write(fresh, texts)
+    for part in ("README.md", "definitions.md", "students", "answers", "nbgrader"):
         say(str(folder / part))
 
 

@@ -1,4 +1,4 @@
-"""What is derived from the chapters: errors name the chapter, a folder is written as a whole."""
+"""What is derived from the chapters: errors name the chapter, a folder is written whole or not."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,9 +19,19 @@ def naming(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def write_anew(folder: Path, files: Mapping[str, str]) -> None:
-    """Write the folder's files, by name; whatever stood in it is gone."""
+@contextmanager
+def anew(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill. Then it takes the place of the old one, which an error or an
+    interrupt leaves as it was."""
+    fresh = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    yield fresh
     shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def write(folder: Path, files: Mapping[str, str]) -> None:
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")

@@ -1,6 +1,6 @@
 """Read the book's MyST: its documents, directives and labels, numbered as the book numbers them.
 
-colab.py and the tests of the frame share it.
+All that is derived from the chapters starts here, and so do the tests of their frame.
 """
 
 import re

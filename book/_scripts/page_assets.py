@@ -13,6 +13,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from pilcro.experiments.results import cpu
 from sphinx.util.docutils import SphinxDirective
 
 ASSETS = Path(__file__).resolve().parents[2] / "_build" / "assets"
@@ -64,19 +65,10 @@ def hardware():
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "System": f"{platform.system()} {platform.machine()}",
-        "Processor": processor(),
+        "Processor": cpu(),
         "Cores": os.cpu_count(),
         "GPU": gpu,
     }
-
-
-def processor():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def setup(app):

@@ -25,7 +25,7 @@ READY = "() => [...document.querySelectorAll('.math')].every(x => x.querySelecto
 PUBLISHED = """address => {
   for (const link of document.querySelectorAll('a[href]'))
     if (link.protocol === 'file:' && !link.getAttribute('href').startsWith('#'))
-      link.href = address + link.pathname.slice(link.pathname.indexOf('/html/') + 5) + link.hash;
+      link.href = address + link.pathname.split("/_build/html").pop() + link.hash;
 }"""
 
 

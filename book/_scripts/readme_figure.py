@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pilcro
 from pilcro import plot
-from pilcro.cli import initial
+from pilcro.experiments.torchvision_models import initial
 
 OUT = Path(__file__).resolve().parents[1] / "_static" / "landscapes.png"
 NAMES = {

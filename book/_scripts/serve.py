@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 
+import yaml
+
 import build
 
 PORT = 8000
@@ -16,17 +18,24 @@ def watch():
     seen = build.wanted_state()
     while True:
         time.sleep(2)
-        now = build.wanted_state()
+        try:
+            now = build.wanted_state()
+        except (OSError, yaml.YAMLError):  # a file is just being written
+            continue
         if now != seen:
             seen = now
             subprocess.run([sys.executable, build.__file__])
 
 
 def main():
-    threading.Thread(target=watch, daemon=True).start()
     folder = str(build.PAGE.parent)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", PORT), handler) as server:
+    try:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", PORT), handler)
+    except OSError as error:
+        sys.exit(f"serve.py: port {PORT} cannot be used: {error}")
+    threading.Thread(target=watch, daemon=True).start()
+    with server:
         print(f"http://127.0.0.1:{PORT} shows the book and follows your changes; Ctrl-C stops.")
         try:
             server.serve_forever()

@@ -17,7 +17,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import assets
-from derived import write_anew
+from derived import anew, write
 from executed import executed
 from exercises import code, divide
 from myst import ROOT, Book, directive, parse, read_book
@@ -133,9 +133,10 @@ def derive_slides(root: Path, folder: Path, say: Callable[[str], None] = print) 
     book, pages = read_book(root), {}
     for path in sorted((root / "book").glob("[0-9]*.ipynb")):
         pages[f"{path.stem}.html"] = slides(executed(path, root), book, f"book/{path.stem}")
-    write_anew(folder, pages)
-    shutil.copytree(mathjax, folder / "assets" / "mathjax")
-    assets.extract(REVEAL, reveal, folder / "assets")
+    with anew(folder) as fresh:
+        write(fresh, pages)
+        shutil.copytree(mathjax, fresh / "assets" / "mathjax")
+        assets.extract(REVEAL, reveal, fresh / "assets")
     for name in pages:
         say(str(folder / name))
 

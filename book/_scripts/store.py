@@ -5,7 +5,6 @@ output, widget state and execution metadata is dropped. The same run gives the s
 """
 
 import hashlib
-import json
 import os
 import sys
 import tempfile
@@ -98,8 +97,7 @@ def strip(notebook: nbformat.NotebookNode, path: Path) -> None:
 
 def serialise(notebook: nbformat.NotebookNode) -> str:
     """The one spelling of a notebook: sorted keys, indent 1, a newline at the end."""
-    split = nbformat.v4.rwbase.split_lines(nbformat.from_dict(notebook))
-    return json.dumps(split, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    return nbformat.writes(notebook) + "\n"
 
 
 def write(path: Path, text: str) -> None:

@@ -46,6 +46,8 @@ class Method:
             raise ValueError(f"{self.name} needs a strength above 0, got {self.strength}")
         if self.name == "shift" and self.strength != int(self.strength):
             raise ValueError(f"shift needs a whole number of pixels, got {self.strength}")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must lie in (0, 1], got {self.fraction}")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Run:
             raise ValueError(f"drop must lie in [0, 1), got {self.drop}")
         if self.flat and self.change != "none":
             raise ValueError(f"a network cannot be made flat and changed to {self.change!r}, too")
+        if self.flat and self.network == "position_cnn":
+            raise ValueError("position_cnn cannot be made flat: it has no padding and no stride")
 
     def as_dict(self) -> dict:
         """Nested, as it is stored."""

@@ -176,30 +176,42 @@ TIERS = {
 Entry = tuple[str, Run]  # name of the method, and a run with it
 
 
-def trials(experiment: Experiment, methods: Collection[str] = ()) -> list[Entry]:
-    """All trials of the methods, or of all that the experiment has, on validation images.
+def narrowed(
+    experiment: Experiment, networks: Collection[str] = (), methods: Collection[str] = ()
+) -> Experiment:
+    """The part with these networks and methods; none named stands for all.
 
-    >>> len(trials(EXPERIMENTS["fashion"], ["none"])) == 6 * len(FIVE)
+    >>> [setting.network for setting in narrowed(EXPERIMENTS["locality"], ["small_cnn"]).settings]
+    ['small_cnn']
+    """
+    return replace(
+        experiment,
+        settings=tuple(s for s in experiment.settings if not networks or s.network in networks),
+        methods={m: t for m, t in experiment.methods.items() if not methods or m in methods},
+    )
+
+
+def trials(experiment: Experiment) -> list[Entry]:
+    """All trials of all methods, on validation images.
+
+    >>> len(trials(narrowed(EXPERIMENTS["fashion"], methods=["none"]))) == 6 * len(FIVE)
     True
     """
     return [
         (method, replace(setting, seed=seed, **trial))
         for setting in experiment.settings
-        for method in methods or experiment.methods
-        for trial in experiment.methods[method]
+        for method, tried in experiment.methods.items()
+        for trial in tried
         for seed in experiment.tuning_seeds
     ]
 
 
-def finals(
-    experiment: Experiment, done: Mapping[str, dict], methods: Collection[str] = ()
-) -> list[Entry]:
+def finals(experiment: Experiment, done: Mapping[str, dict]) -> list[Entry]:
     """The best trial of each method on held-out seeds and test images.
 
     Args:
         experiment: of ``EXPERIMENTS``.
         done: records of the trials by the key of their runs.
-        methods: those wanted; none stands for all.
 
     Raises:
         KeyError: a trial is missing.
@@ -207,7 +219,7 @@ def finals(
     return [
         (method, replace(setting, seed=seed, evaluate_on="test", **trial))
         for setting in experiment.settings
-        for method in methods or experiment.methods
+        for method in experiment.methods
         for trial in [best_trial(experiment, setting, method, done)]
         for seed in experiment.test_seeds
     ]

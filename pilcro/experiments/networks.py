@@ -71,9 +71,7 @@ def position_cnn(channels: int, size: int, classes: int) -> nn.Module:
 
 
 def resnet18(channels: int, size: int, classes: int) -> nn.Module:
-    model = models.resnet18_small_images(classes)
-    model.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
-    return model
+    return models.resnet18_small_images(classes, channels)
 
 
 def vgg11(channels: int, size: int, classes: int) -> nn.Module:

@@ -245,4 +245,4 @@ def cpu() -> str:
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(filter(None, (*names, platform.processor())), "unknown")
+    return next(filter(None, (*names, platform.processor(), platform.machine())))

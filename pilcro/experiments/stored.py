@@ -1,6 +1,5 @@
 """Runs that are stored: a file of results, and what a run needs to go on in it."""
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from tqdm.auto import tqdm
 from pilcro.experiments import results
 from pilcro.experiments.config import Run
 from pilcro.experiments.lab import refuse_second_look
-from pilcro.experiments.train import train
+from pilcro.experiments.train import is_first, train
 
 
 @dataclass
@@ -38,10 +37,11 @@ class Results:
         record["provenance"] = record["provenance"] | {"command": results.command()}
         results.append(self.path, record)
         self.records.setdefault(record["key"], record)
-        checkpoint = self.checkpoint(record["key"])
-        checkpoint.unlink(missing_ok=True)
+        folder = self.checkpoint(record["key"]).parent
+        for left in folder.glob(f"{record['key']}.*"):  # one that was being written at a kill, too
+            left.unlink(missing_ok=True)
         with suppress(OSError):  # it is not empty, or not there: others may come and go meanwhile
-            checkpoint.parent.rmdir()
+            folder.rmdir()
 
     def checkpoint(self, key: str) -> Path:
         return self.path.with_suffix(".checkpoints").absolute() / f"{key}.pt"
@@ -75,8 +75,7 @@ def train_and_store(run: Run, out: Path | None = None) -> dict:
         checkpoint = stored.checkpoint(run.key)
     elif run.evaluate_on == "test":
         raise ValueError("a run that looks at the test images must be stored: give out")
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun has started
-    disable = None if first else True
+    disable = None if is_first() else True
     with tqdm(total=run.epochs, desc=run.network, unit="epoch", disable=disable) as bar:
 
         def report(epoch: int, accuracy: float) -> None:
@@ -84,6 +83,27 @@ def train_and_store(run: Run, out: Path | None = None) -> dict:
             bar.set_postfix(accuracy=f"{accuracy:.3f}")
 
         record = train(run, checkpoint=checkpoint, report=report)
-    if stored is not None and first:
-        stored.add("single", run.method.name, record)
+    if stored is not None and is_first():
+        stored.add("single", method_of(run), record)
     return record
+
+
+def method_of(run: Run) -> str:
+    """What a single run is compared as: all that is done beside plain training, or "none".
+
+    >>> method_of(Run()), method_of(Run(flat=True, weight_decay=0.001))
+    ('none', 'weight decay 0.001 + flat')
+    """
+    method, parts = run.method, []
+    if method.name == "objective":
+        form = method.form if method.estimator == "backprop" else method.estimator
+        parts.append(f"objective {form} {method.strength:g}")
+    elif method.name != "plain":
+        parts.append(f"{method.name.replace('_', ' ')} {method.strength:g}")
+    if run.weight_decay:
+        parts.append(f"weight decay {run.weight_decay:g}")
+    if run.drop:
+        parts.append(f"drop {run.dropped} {run.drop:g}")
+    if run.change != "none":
+        parts.append(run.change)
+    return " + ".join(parts + ["flat"] * run.flat) or "none"

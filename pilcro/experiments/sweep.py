@@ -12,12 +12,13 @@ import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 from tqdm.auto import tqdm
 
+from pilcro.checks import positive_int
 from pilcro.experiments import lab
 from pilcro.experiments.config import NetworkName, Run
 from pilcro.experiments.lab import Entry, Experiment
@@ -51,11 +52,12 @@ def sweep(
         scheduler: address of a dask scheduler, "tcp://10.0.0.1:8786", say; None starts workers on
             this machine. Its workers need pilcro, and the folder at the same path, for the
             checkpoints.
-        workers: how many to start on this machine; None stands for one a core, or a single one
-            where runs need a graphics card.
+        workers: how many to start on this machine, where there is no scheduler; None stands for
+            one a core, or a single one if runs need a graphics card.
 
     Raises:
-        ValueError: an unknown name, or a run that would look at the test images once more.
+        TypeError, ValueError: a wrong argument, nothing to run with it, or a run that would look
+            at the test images once more.
         BlockingIOError: another sweep is at work on one of the files.
         Unfinished: interrupted, the scheduler is gone, or runs were given up.
         FetchError: a data set is missing.
@@ -64,15 +66,19 @@ def sweep(
     names = lab.TIERS.get(name, (name,))
     refuse_unknown("experiment", names, lab.EXPERIMENTS, lab.TIERS)
     refuse_unknown("method", methods, *(lab.EXPERIMENTS[each].methods for each in names))
+    if workers is not None:
+        positive_int("workers", workers)
+        if scheduler is not None:
+            raise ValueError("workers are started on this machine, or a scheduler has its own")
+    wanted = {each: lab.narrowed(lab.EXPERIMENTS[each], networks, methods) for each in names}
+    wanted = {each: found for each, found in wanted.items() if found.settings and found.methods}
+    if not wanted:
+        raise ValueError(f"{name} has no runs of {', '.join([*networks, *methods])}")
     with ExitStack() as stack:
-        plans = []
-        for each in names:
-            experiment = lab.EXPERIMENTS[each]
-            settings = [s for s in experiment.settings if s.network in (networks or s.network)]
-            path = folder / f"{each}.jsonl"
-            here = [method for method in experiment.methods if method in (methods or [method])]
-            plan = Plan(each, replace(experiment, settings=tuple(settings)), here)
-            plans.append((plan, stack.enter_context(claimed(path))))
+        plans = [
+            (Plan(each, found), stack.enter_context(claimed(folder / f"{each}.jsonl")))
+            for each, found in wanted.items()
+        ]
         if all(plan.done(stored) == plan.total for plan, stored in plans):
             print(f"{name}: complete in {folder}")
             return
@@ -96,22 +102,22 @@ class Plan:
 
     name: str
     experiment: Experiment
-    methods: Collection[str]
 
     @property
     def total(self) -> int:
-        experiment, count = self.experiment, len(self.methods) * len(self.experiment.settings)
-        return len(lab.trials(experiment, self.methods)) + count * len(experiment.test_seeds)
+        found = self.experiment
+        finals = len(found.methods) * len(found.settings) * len(found.test_seeds)
+        return len(lab.trials(found)) + finals
 
     def missing(self, stored: Results) -> list[Entry]:
         """Trials first; runs on test images when all trials are there."""
-        entries = lab.trials(self.experiment, self.methods)
+        entries = lab.trials(self.experiment)
         if all(run.key in stored.records for _, run in entries):
-            entries = lab.finals(self.experiment, stored.records, self.methods)
+            entries = lab.finals(self.experiment, stored.records)
         return [entry for entry in entries if entry[1].key not in stored.records]
 
     def done(self, stored: Results) -> int:
-        trials = lab.trials(self.experiment, self.methods)
+        trials = lab.trials(self.experiment)
         found = sum(run.key in stored.records for _, run in trials)
         if found < len(trials):
             return found

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
 
+from pilcro.checks import one_of
 from pilcro.experiments.metrics import OBJECTS
 from pilcro.experiments.splits import CLASSES
 from pilcro.experiments.statistics import Comparison, compare, holm
@@ -94,11 +95,15 @@ def reaching(target: float, per: str = "epochs") -> Metric:
         A function of a run; a run that does not get there takes one epoch more than it had, which
         is less than it would have needed.
 
+    Raises:
+        ValueError: another ``per``.
+
     >>> run = {"curves": {"accuracy": [0.2, 0.6], "processor_seconds": [1.5, 2.5]}}
     >>> run["config"] = {"epochs": 2}
     >>> reaching(0.5)(run), reaching(0.5, "processor_seconds")(run), reaching(0.9)(run)
     (2, 4.0, 3)
     """
+    one_of("per", per, ("epochs", "steps", "processor_seconds"))
 
     def metric(run: dict) -> float | int:
         accuracies, seconds = curve(run), run["curves"]["processor_seconds"]
@@ -137,12 +142,23 @@ def cell(run: dict) -> str:
 
 
 def by_seed(runs: Iterable[dict], metric: Metric) -> dict[str, dict[str, dict[int, float]]]:
-    """A metric by cell, method and seed, where there is one: a run that diverged has none."""
+    """A metric by cell, method and seed, where there is one: a run that diverged has no landscape.
+
+    Raises:
+        ValueError: two runs differ in something else.
+    """
     table: dict[str, dict[str, dict[int, float]]] = {}
+    keys: dict[tuple, str] = {}
     for run in runs:
+        where = cell(run), run["method"], run["seed"]
+        if keys.setdefault(where, run.get("key")) != run.get("key"):
+            raise ValueError(
+                f"{where[0]}: two different runs of {where[1]} have seed {where[2]}, "
+                f"{keys[where]} and {run['key']}; keep them in files of their own"
+            )
         value = metric(run)
         if value is not None:
-            table.setdefault(cell(run), {}).setdefault(run["method"], {})[run["seed"]] = value
+            table.setdefault(where[0], {}).setdefault(where[1], {})[where[2]] = value
     return table
 
 

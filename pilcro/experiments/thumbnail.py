@@ -36,7 +36,7 @@ def thumbnail(landscape: Landscape) -> str:
         0, 0
     ]
     height = pooled.clamp(1 / TOP, TOP).log() / torch.tensor(TOP).log()  # -1 to 1
-    image = Image.fromarray(((height + 1) / 2 * (LEVELS - 1)).round().byte().numpy(), "P")
+    image = Image.fromarray(((height + 1) / 2 * (LEVELS - 1)).round().byte().numpy())
     image.putpalette(
         (colormaps[COLOURS].resampled(LEVELS)(range(LEVELS), bytes=True)[:, :3]).tobytes()
     )

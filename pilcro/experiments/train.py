@@ -173,7 +173,7 @@ class Training:
         """What is stored of the run."""
         curves, landscapes = dict(self.curves), self.curves["landscape"]
         del curves["landscape"]
-        names = ("start", "middle", "end")
+        names = ("start", "middle", "end") if self.run.epochs > 1 else ("start", "end")
         return {
             "dataset": self.run.dataset,
             "network": self.run.network,
@@ -284,6 +284,11 @@ def reproducible(run: Run) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+def is_first() -> bool:
+    """Whether this process writes and prints: of those that ``torchrun`` started, or alone."""
+    return not dist.is_torchelastic_launched() or os.environ["RANK"] == "0"
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pilcro.shapes import Float, Images
 from pilcro.untouched import with_untouched
 
 
-def attribution_spread(attributions: Float[Tensor, "batch *entries"]) -> Float[Tensor, "batch"]:
+def attribution_spread(attributions: Float[Tensor, " batch *entries"]) -> Float[Tensor, " batch"]:
     """The share of the entries that effectively carries the attributions of each image.
 
     ``exp(entropy of |a| / sum |a|)`` over the number of entries: 1 if all are equally strong, one
@@ -78,8 +78,12 @@ def neuron_coverage(
         layers.append((scaled.mean(2) > threshold).any(0))
 
     fired: Tensor | None = None
-    hooks = [module.register_forward_hook(look) for module in modules]
+    hooks = []
     try:
+        for module in modules:
+            if not isinstance(module, nn.Module):
+                raise TypeError(f"modules must be modules of the model, got {module!r}")
+            hooks.append(module.register_forward_hook(look))
         for batch in batches(images):
             check_images(batch, model)
             layers.clear()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pilcro.checks import positive_int
+from pilcro.checks import as_pair, positive_int
 from pilcro.shapes import Float, Images
 
 # As PyTorch slides them: brighter to the right, or further down, is positive for x, or y.
@@ -66,15 +66,15 @@ class EdgeFilterConv2d(nn.Module):
         in_channels: int,
         filters: Sequence[str] = tuple(FILTERS),
         *,
-        stride: int = 1,
-        padding: int = 0,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
     ) -> None:
         super().__init__()
         self.in_channels = positive_int("in_channels", in_channels)
         self.filters = check_filters(filters)
         self.out_channels = in_channels * len(self.filters)
-        self.stride = positive_int("stride", stride)
-        self.padding = padding
+        self.stride = as_pair("stride", stride)
+        self.padding = as_pair("padding", padding, least=0)
         taps = torch.tensor([FILTERS[name] for name in self.filters], dtype=torch.float64)
         taps /= taps.square().sum((1, 2), keepdim=True).sqrt()
         weight = taps[:, None].repeat(in_channels, 1, 1, 1)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function
 
-from pilcro.checks import positive_int
+from pilcro.checks import as_pair, positive_int
 from pilcro.rules.pooling import pair
 from pilcro.second_moments import StandIn
 from pilcro.shapes import Float, Images
@@ -177,13 +177,3 @@ def check_fit(
             f"output_size is {tuple(output_size)}, but images of {x.shape[2]} x {x.shape[3]} "
             f"pixels give {found}"
         )
-
-
-def as_pair(name: str, value: object, least: int = 1) -> tuple[int, int]:
-    """An int or a pair of them as a pair, checked."""
-    both = [value] * 2 if isinstance(value, int) else value
-    if not isinstance(both, Sequence) or [type(number) for number in both] != [int, int]:
-        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
-    if min(both) < least:
-        raise ValueError(f"{name} must be at least {least}, got {value!r}")
-    return both[0], both[1]

@@ -30,7 +30,7 @@ def low_rank_conv2d(
     x: Images,
     weight: Float[Tensor, "banks channels kernel_height kernel_width"],
     combining: Float[Tensor, "*batch rank rows columns"],
-    bias: Float[Tensor, "out"] | None = None,
+    bias: Float[Tensor, " out"] | None = None,
     spatial_bias: Float[Tensor, "rows columns"] | None = None,
     stride: Size = 1,
     padding: Size = 0,

@@ -96,12 +96,12 @@ class Explanation:
     output: float
 
     @property
-    def colour(self) -> Float[Tensor, "colours"]:
+    def colour(self) -> Float[Tensor, " colours"]:
         """Summed over filters and places."""
         return self.relevance.sum((1, 2, 3))
 
     @property
-    def edge(self) -> Float[Tensor, "filters"] | None:
+    def edge(self) -> Float[Tensor, " filters"] | None:
         """Summed over colours and places; None where there are no known filters."""
         return self.relevance.sum((0, 2, 3)) if self.filters else None
 
@@ -205,7 +205,7 @@ def guarded(output: Tensor) -> Tensor:
 def relevance_of(
     own: nn.Module,
     images: Images,
-    output: Float[Tensor, "classes"],
+    output: Float[Tensor, " classes"],
     target: int,
     rules: "LayerMapComposite",
 ) -> tuple[Float[Tensor, "colours filters height width"], tuple[str, ...]]:
@@ -306,7 +306,7 @@ def check_image(image: object) -> None:
         )
 
 
-def check_classes(output: object) -> Float[Tensor, "classes"]:
+def check_classes(output: object) -> Float[Tensor, " classes"]:
     if check_output(one_tensor(output), 1).ndim != 2:
         raise ValueError(
             f"the model must return (1, classes) for one image, got shape {tuple(output.shape)}"
@@ -314,7 +314,7 @@ def check_classes(output: object) -> Float[Tensor, "classes"]:
     return output[0].detach()
 
 
-def check_target(target: object, output: Float[Tensor, "classes"]) -> int:
+def check_target(target: object, output: Float[Tensor, " classes"]) -> int:
     if target is None:
         return int(output.argmax())
     if isinstance(target, bool) or not isinstance(target, int):
@@ -342,10 +342,10 @@ class ClassSummary:
         images: how many there were.
     """
 
-    colour: Float[Tensor, "colours"]
-    colour_spread: Float[Tensor, "colours"]
-    edge: Float[Tensor, "filters"] | None
-    edge_spread: Float[Tensor, "filters"] | None
+    colour: Float[Tensor, " colours"]
+    colour_spread: Float[Tensor, " colours"]
+    edge: Float[Tensor, " filters"] | None
+    edge_spread: Float[Tensor, " filters"] | None
     pixel: Map
     filters: tuple[str, ...]
     target: int

@@ -8,7 +8,7 @@ import torch
 from pilcro.experiments import results
 from pilcro.experiments.config import Run
 from pilcro.experiments.statistics import verdict
-from pilcro.experiments.tables import METRICS, compared, finals, overview, reaching
+from pilcro.experiments.tables import METRICS, by_seed, compared, finals, overview, reaching
 
 SETTINGS = [("cifar10", "small_cnn"), ("cifar10", "small_resnet"), ("fashion_mnist", "small_cnn")]
 
@@ -141,6 +141,14 @@ def test_only_test_images_count_and_each_run_once(tmp_path):
     kept = run("none", 1, 0.5)
     write(path, [run("none", 0, 0.9, part="validation"), kept, kept | {"seed": 77}])
     assert [each["seed"] for each in finals(path)] == [1]
+
+
+def test_different_runs_are_not_taken_for_one():
+    """Trained by hand, with another number of epochs, say."""
+    one = run("none", 1, 0.5) | {"key": "a"}
+    by_seed([one, one], METRICS["accuracy"])
+    with pytest.raises(ValueError, match="two different runs of none have seed 1, a and b"):
+        by_seed([one, one | {"key": "b"}], METRICS["accuracy"])
 
 
 def test_overview(tmp_path):

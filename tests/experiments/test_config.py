@@ -78,6 +78,7 @@ def test_random_numbers_depend_on_seed_and_purpose_alone():
         ({"weight_decay": -0.1}, "weight_decay must not be negative"),
         ({"drop": 1.0}, r"drop must lie in \[0, 1\), got 1.0"),
         ({"flat": True, "change": "local"}, "cannot be made flat and changed to 'local', too"),
+        ({"flat": True, "network": "position_cnn"}, "position_cnn cannot be made flat"),
     ],
 )
 def test_settings_that_make_no_run(settings, message):
@@ -98,3 +99,9 @@ def test_settings_that_make_no_run(settings, message):
 def test_settings_that_make_no_method(settings, message):
     with pytest.raises(ValueError, match=message):
         Method(*settings)
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5])
+def test_a_part_of_the_batch(fraction):
+    with pytest.raises(ValueError, match=r"fraction must lie in \(0, 1\], got"):
+        Method("jacobian", 0.1, fraction=fraction)

@@ -47,6 +47,15 @@ def test_tiers_name_experiments():
     assert set(sum(lab.TIERS.values(), ())) == set(EXPERIMENTS)
 
 
+def test_what_is_narrowed_is_never_widened():
+    """A method that the experiment lacks leaves nothing, not everything."""
+    assert trials(lab.narrowed(SMALL)) == trials(SMALL)
+    assert {method for method, _ in trials(lab.narrowed(SMALL, methods=["none"]))} == {"none"}
+    for nothing in ({"methods": ["SGDrop"]}, {"networks": ["vgg11"]}):
+        assert trials(lab.narrowed(SMALL, **nothing)) == []
+        assert finals(lab.narrowed(SMALL, **nothing), {}) == []
+
+
 def test_the_best_trial_runs_on_held_out_seeds():
     best = {method: index % 6 for index, method in enumerate(METHODS)}
 
@@ -72,7 +81,7 @@ def test_best_by_the_mean_over_seeds():
         ]
 
     done = {}
-    for _, run in trials(SMALL, ["none"]):
+    for _, run in trials(lab.narrowed(SMALL, methods=["none"])):
         done[run.key] = {"metrics": {"validation_accuracy": accuracy("none", run)}}
     assert best_trial(SMALL, SETTING, "none", done) == METHODS["none"][0]
 

@@ -42,6 +42,29 @@ def test_unknown_names(small, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_tier_makes_no_run_of_experiments_without_the_method(small, tmp_path, monkeypatch):
+    other = lab.Experiment((SETTING,), (0,), (100,), {"edges": [{"learning_rate": 0.1}]})
+    monkeypatch.setitem(lab.EXPERIMENTS, "other", other)
+    monkeypatch.setitem(lab.TIERS, "lab", ("small", "other"))
+    sweep("lab", folder=tmp_path, methods=["none"], workers=1)
+    assert len(Results(tmp_path / "small.jsonl").records) == 4
+    assert not (tmp_path / "other.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"networks": ["vgg11"]}, "small has no runs of vgg11"),
+        ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"workers": 2, "scheduler": "tcp://127.0.0.1:1"}, "or a scheduler has its own"),
+    ],
+)
+def test_nothing_to_do_is_said(small, tmp_path, wanted, message):
+    with pytest.raises(ValueError, match=message):
+        sweep("small", folder=tmp_path, **wanted)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_workers_keep_the_memory_that_they_will_need_again(monkeypatch):
     """With the threshold that dask sets, a plain step of the small ResNet takes twice as long."""
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pilcro import Landscape, on_data
 from pilcro.experiments import metrics
 from pilcro.experiments.config import Method, Run
+from pilcro.experiments.stored import Results, train_and_store
 from pilcro.experiments.train import Training, pictured, train
 
 SMALL = Run(images=200, epochs=3, batch=50)
@@ -40,6 +41,9 @@ def test_landscapes_before_during_and_after(record):
     assert len(set(values)) == 3
     assert record["landscape"]["end"]["thumbnail"].startswith("data:image/png")
     assert "thumbnail" not in record["landscape"]["start"]
+    short = train(dataclasses.replace(SMALL, epochs=1))["landscape"]
+    assert list(short) == ["start", "end"]
+    assert "thumbnail" in short["end"]
 
 
 def test_the_first_landscape_is_that_of_the_untrained_network(record):
@@ -244,6 +248,15 @@ def test_a_folder_that_another_run_takes_away_is_made_again(tmp_path, monkeypatc
     Training(Run(images=100, epochs=1, batch=50), rank=0, world=1).save(path)
     assert len(saves) == 2
     assert [file.name for file in path.parent.iterdir()] == ["run.pt"]
+
+
+def test_nothing_is_left_of_a_run_that_is_stored(tmp_path):
+    run, out = Run(images=100, epochs=1, batch=50), tmp_path / "runs.jsonl"
+    left = Results(out).checkpoint(run.key).with_suffix(".99.part")
+    left.parent.mkdir()
+    left.write_bytes(b"killed while it saved")
+    train_and_store(run, out)
+    assert not left.parent.exists()
 
 
 def test_threads_are_put_back():

@@ -132,6 +132,12 @@ def test_the_model_is_left_as_it_was(net):
     assert not net.first._forward_hooks
 
 
+def test_a_name_in_place_of_a_module(net, as_a_user):
+    with pytest.raises(TypeError, match="modules must be modules of the model, got 'second'"):
+        neuron_coverage(net, noise(3, 1, 6, 6), [net.first, "second"])
+    assert not net.first._forward_hooks
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -137,9 +137,16 @@ def test_a_stride_of_zero():
         EdgeFilterConv2d(1, stride=0)
 
 
+def test_a_padding_that_is_none(as_a_user):
+    with pytest.raises(ValueError, match="padding must be at least 0, got -1"):
+        EdgeFilterConv2d(1, padding=-1)
+    with pytest.raises(TypeError, match="padding must be an int or a pair of ints, got 'same'"):
+        EdgeFilterConv2d(1, padding="same")
+
+
 def test_it_says_what_it_is():
     shown = repr(EdgeFilterConv2d(3, ["identity"], stride=2, padding=1))
-    assert shown == "EdgeFilterConv2d(3, filters=('identity',), stride=2, padding=1)"
+    assert shown == "EdgeFilterConv2d(3, filters=('identity',), stride=(2, 2), padding=(1, 1))"
 
 
 # --- the closed form behind them -------------------------------------------------------------

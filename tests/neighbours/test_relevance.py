@@ -68,11 +68,12 @@ def numbers(tensor):
 def responses(image, layer):
     """(colour, filter, row, column): response, and the taps by the pixel that they read."""
     found, (colours, height, width) = {}, image.shape
+    (padding, _), (stride, _) = layer.padding, layer.stride
     pixels = numbers(image)
     taps = [numbers(torch.tensor(FILTERS[name])) for name in layer.filters]
     places = itertools.product(
-        range(-layer.padding, height + layer.padding - 2, layer.stride),
-        range(-layer.padding, width + layer.padding - 2, layer.stride),
+        range(-padding, height + padding - 2, stride),
+        range(-padding, width + padding - 2, stride),
     )
     for top, left in places:
         for colour, (f, tap) in itertools.product(range(colours), enumerate(taps)):
