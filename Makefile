@@ -45,7 +45,7 @@ slides: book ## derive slides from the chapters, for reveal.js
 figures: $(INSTALLED) ## draw the figures of all chapters as SVG and PNG (CHAPTERS=... for some)
 	@OMP_NUM_THREADS=1 $(BIN)/python book/_scripts/figures.py $(CHAPTERS)
 
-pdf: book ## print the pages into one PDF
+pdf: book ## make one PDF, with LaTeX where TeX is there, else from the printed pages
 	@$(BIN)/python book/_scripts/pdf.py
 
 archive: book ## pack the pages into a zip file that works without a network

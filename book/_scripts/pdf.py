@@ -1,10 +1,12 @@
-"""Print the pages of the built book into one PDF: python book/_scripts/pdf.py
+"""Make one PDF of the built book, `_build/pilcro-book.pdf`: python book/_scripts/pdf.py
 
-Each page is printed by a browser; together they are `_build/pilcro-book.pdf`, with the table of
-contents as its outline. Links to other pages lead to the published ones.
+LaTeX sets it where TeX is there. Elsewhere each page is printed by a browser, with the table of
+contents as the outline, and links to other pages lead to the published ones.
 """
 
 import io
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +47,34 @@ def printed(page: Page, path: Path, address: str) -> bytes:
     )
 
 
+def has_tex() -> bool:
+    return all(map(shutil.which, ("latexmk", "xelatex", "make")))
+
+
+def typeset_book(root: Path, target: Path, say: Callable[[str], None] = print) -> None:
+    """Set the book with LaTeX; an earlier PDF stays where this fails.
+
+    Raises:
+        ValueError: LaTeX cannot.
+    """
+    folder, log = root / "_build" / "latex", root / "_build" / "latex.log"
+    say(f"LaTeX sets the book, which takes a minute; what it says is in {log}")
+    shutil.rmtree(folder, ignore_errors=True)
+    jupyter_book = Path(sys.executable).with_name("jupyter-book")
+    command = [jupyter_book, "build", ".", "-W", "--builder", "pdflatex"]
+    with log.open("w", encoding="utf-8") as file:
+        code = subprocess.run(command, cwd=root, stdout=file, stderr=file).returncode
+    made = folder / "pilcro-book.pdf"
+    if code or not made.exists():
+        raise ValueError(
+            f"LaTeX failed, see the end of {log}. On Debian it needs texlive-xetex, "
+            "texlive-latex-extra, texlive-fonts-extra, tex-gyre, fonts-freefont-otf and xindy; "
+            "where there is no latexmk, a browser prints the pages"
+        )
+    made.replace(target)
+    say(str(target))
+
+
 def print_book(root: Path, target: Path, say: Callable[[str], None] = print) -> None:
     """Write the PDF; an interrupted run leaves an earlier one as it was."""
     book, html = read_book(root), root / "_build" / "html"
@@ -74,6 +104,7 @@ def print_book(root: Path, target: Path, say: Callable[[str], None] = print) -> 
 
 if __name__ == "__main__":
     try:
-        print_book(ROOT, ROOT / "_build" / "pilcro-book.pdf")
+        make = typeset_book if has_tex() else print_book
+        make(ROOT, ROOT / "_build" / "pilcro-book.pdf")
     except ValueError as error:
         sys.exit(f"pdf.py: {error}")
