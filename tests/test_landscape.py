@@ -211,8 +211,12 @@ def test_a_large_tensor_is_worked_off_in_parts(net, images, monkeypatch):
     net.eval()
     want = on_data(net, images, projections=3)
     monkeypatch.setattr(pilcro.landscape, "BATCH", 4)
+    sizes = []
+    net.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     got = on_data(net, images, projections=3)
+    assert sizes == [4, 2]
     torch.testing.assert_close(got.importance, want.importance, rtol=1e-5, atol=0)
+    torch.testing.assert_close(got.standard_error, want.standard_error, rtol=1e-5, atol=0)
 
 
 def test_standard_error_is_that_of_the_mean_over_images(net, images):

@@ -16,7 +16,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-import pilcro
 from pilcro import PObjective, UnsupportedOperation, draw_network
 from pilcro.double_backward import REPLACED
 from pilcro.objective import backprop, evenly_spread, twin
@@ -893,7 +892,3 @@ def test_the_call_that_failed_is_named(images):
     nn.init.constant_(net[-1].weight, math.nan)
     with pytest.raises(FloatingPointError, match="call 2 of"):
         p_objective(net, images)
-
-
-def test_exported():
-    assert pilcro.PObjective is PObjective

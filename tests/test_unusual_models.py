@@ -105,6 +105,7 @@ def test_backward_hooks_see_nothing_and_change_nothing():
     net[0].register_full_backward_hook(lambda *arguments: seen.append(1))
     net[2].register_full_backward_pre_hook(lambda *arguments: seen.append(1))
     assert torch.equal(closed_form(net, 7, channels=2).importance, want)
+    assert not seen
 
 
 @pytest.mark.parametrize("use", ["closed_form", "on_data"])

@@ -92,6 +92,7 @@ def test_numbers_are_those_of_the_pages(chapter_path, book, html):
     document = f"book/{chapter_path.stem}"
     text = (html / f"{document}.html").read_text(encoding="utf-8")
     targets = {k: t for k, t in book.targets.items() if t.document == document and t.number}
+    assert targets
     for label, target in targets.items():
         if target.text.startswith("("):
             place = text.index(f'id="equation-{label}"')

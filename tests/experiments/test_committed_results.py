@@ -4,6 +4,7 @@ Another processor or PyTorch adds in another order, and training makes that larg
 below are what we promise.
 """
 
+import dataclasses
 import math
 import os
 from functools import cache
@@ -58,7 +59,7 @@ def test_each_line_is_a_run_of_its_experiment(stored):
         if run.evaluate_on == "validation":
             assert trials[key] == record["method"]
             assert "accuracy" not in record["metrics"]
-        assert not record["provenance"]["modified"]
+        assert record["provenance"]["modified"] is False
 
 
 def test_runs_on_test_images_follow_from_the_trials(stored):
@@ -74,9 +75,19 @@ def test_runs_on_test_images_follow_from_the_trials(stored):
             if (s.dataset, s.images, s.network) == (run.dataset, run.images, run.network)
         ]
         trial = lab.best_trial(experiment, setting, method, stored.records)
+        assert run == dataclasses.replace(setting, seed=run.seed, evaluate_on="test", **trial)
         assert run.seed in experiment.test_seeds
-        assert all(getattr(run, name) == value for name, value in trial.items())
         lab.refuse_second_look(run, stored.records.values())
+
+
+def test_tiers_are_whole():
+    for name, experiment in lab.EXPERIMENTS.items():
+        (tier,) = [tier for tier, names in lab.TIERS.items() if name in names]
+        if tier == "full":  # for a machine with a graphics card
+            continue
+        records = Results(results.folder() / tier / f"{name}.jsonl").records
+        entries = lab.trials(experiment) + lab.finals(experiment, records)
+        assert records.keys() == {run.key for _, run in entries}
 
 
 @pytest.fixture

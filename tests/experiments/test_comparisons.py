@@ -129,6 +129,8 @@ def test_until_a_target():
     assert reaching(0.5, "steps")(made) == 2 * (1000 // 64)
     assert reaching(0.6, "processor_seconds")(made) == 6
     assert reaching(0.8, "processor_seconds")(made) == 8
+    with pytest.raises(ValueError, match="per must be one of epochs, steps, processor_seconds"):
+        reaching(0.8, "hours")
 
 
 def write(path, runs):

@@ -1,5 +1,6 @@
 """A sweep in this process, with workers of its own. What kills them: test_sweep_faults.py."""
 
+import dataclasses
 import os
 
 import pytest
@@ -63,6 +64,17 @@ def test_nothing_to_do_is_said(small, tmp_path, wanted, message):
     with pytest.raises(ValueError, match=message):
         sweep("small", folder=tmp_path, **wanted)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_look_at_the_test_images_is_refused(small, tmp_path):
+    """Somebody has run a test by hand, with settings of their own."""
+    path = tmp_path / "small.jsonl"
+    by_hand = dataclasses.replace(SETTING, evaluate_on="test", seed=100, learning_rate=0.05)
+    Results(path).add("small", "none", train(by_hand))
+    with pytest.raises(ValueError, match="has looked at the test images already"):
+        sweep("small", folder=tmp_path, methods=["none"], workers=1)
+    runs = [Run.from_dict(record["config"]) for record in Results(path).records.values()]
+    assert [run for run in runs if run.evaluate_on == "test"] == [by_hand]
 
 
 def test_workers_keep_the_memory_that_they_will_need_again(monkeypatch):

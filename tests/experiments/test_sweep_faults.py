@@ -221,11 +221,9 @@ def test_a_killed_scheduler(start, sweep, tmp_path):
 
 def test_no_scheduler(sweep):
     address = f"tcp://127.0.0.1:{free_port()}"
-    before = time.monotonic()
     assert finish(sweep("three", "--scheduler", address), code=1) == [
         f"pilcro: no scheduler answers at {address}"
     ]
-    assert time.monotonic() - before < 60
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])

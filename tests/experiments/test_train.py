@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import pickle
 
 import pytest
 import torch
@@ -248,6 +249,36 @@ def test_a_folder_that_another_run_takes_away_is_made_again(tmp_path, monkeypatc
     Training(Run(images=100, epochs=1, batch=50), rank=0, world=1).save(path)
     assert len(saves) == 2
     assert [file.name for file in path.parent.iterdir()] == ["run.pt"]
+
+
+def test_a_second_look_at_the_test_images_is_refused(tmp_path):
+    run, out = Run(images=100, epochs=1, batch=50, evaluate_on="test"), tmp_path / "runs.jsonl"
+    train_and_store(run, out)
+    before = out.read_bytes()
+    with pytest.raises(ValueError, match="has looked at the test images already"):
+        train_and_store(dataclasses.replace(run, learning_rate=0.2), out)
+    assert out.read_bytes() == before
+
+
+def test_checkpoints_that_are_no_use(tmp_path):
+    """Damaged, made to run something, or of another run."""
+    run, path, trap = Run(images=100, epochs=1, batch=50), tmp_path / "run.pt", tmp_path / "trap"
+    training = Training(run, rank=0, world=1)
+    training.save(path)
+    whole = path.read_bytes()
+
+    class Trap:
+        def __reduce__(self):
+            return trap.mkdir, ()
+
+    for content in (b"", whole[: len(whole) // 2], pickle.dumps(Trap(), 2)):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"run.pt is no whole checkpoint; delete it"):
+            training.load(path)
+    assert not trap.exists()
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=f"belongs to another run, {run.key}; delete it"):
+        Training(dataclasses.replace(run, seed=1), rank=0, world=1).load(path)
 
 
 def test_nothing_is_left_of_a_run_that_is_stored(tmp_path):

@@ -645,14 +645,17 @@ def test_closed_form(weights):
     assert not found.exact
 
 
-def test_closed_form_of_untrained_batch_norm_follows_pairs():
+def test_closed_form_that_follows_pairs():
     def net(middle):
-        return drawn(
-            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), middle, nn.Conv2d(4, 1, 3)
-        )
+        first = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(2, 1)
+        return drawn(*first, middle, nn.AvgPool2d(2), nn.Conv2d(4, 1, 3))
 
-    found, want = (closed_form(net(m), 8, channels=1) for m in (SGDrop(0.8), nn.Dropout(0.2)))
+    found, want = (
+        closed_form(net(middle), 8, channels=1, covariances=True)
+        for middle in (SGDrop(0.8), nn.Dropout(0.2))
+    )
     torch.testing.assert_close(found.importance, want.importance)
+    assert {*found.reasons} - {*want.reasons} == {"4: what SGDrop drops is taken to be random"}
 
 
 def test_on_data(images):
