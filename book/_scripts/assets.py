@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from derived import anew
+
 ROOT = Path(__file__).resolve().parents[2]
 TARBALLS = ROOT / "_build" / "npm"
 ASSETS = ROOT / "_build" / "assets"
@@ -119,12 +121,9 @@ def main():
         shutil.rmtree(ASSETS, ignore_errors=True)
         print(f"assets: {error}; the pages will load MathJax and the widgets from public CDNs.")
         return
-    fresh = ASSETS.with_name("assets.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    for package, tarball in tarballs:
-        extract(package, tarball, fresh)
-    shutil.rmtree(ASSETS, ignore_errors=True)
-    fresh.rename(ASSETS)
+    with anew(ASSETS) as fresh:
+        for package, tarball in tarballs:
+            extract(package, tarball, fresh)
 
 
 if __name__ == "__main__":

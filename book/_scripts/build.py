@@ -22,6 +22,7 @@ STATE = BUILD / "state.json"
 PAGE = BUILD / "html" / "index.html"
 PAGES = [BUILD / "html", BUILD / ".doctrees"]
 REPORTS = BUILD / "html" / "reports"
+JUPYTER_BOOK = Path(sys.executable).with_name("jupyter-book")
 OUTPUTS = [BUILD / ".jupyter_cache", BUILD / "jupyter_execute"]
 
 
@@ -81,8 +82,7 @@ def main():
     BUILD.mkdir(exist_ok=True)
     STATE.write_text(json.dumps({"outputs": wanted["outputs"]}))
     assets.main()
-    jupyter_book = Path(sys.executable).with_name("jupyter-book")
-    command = [jupyter_book, "build", ".", "-W", "-n", "--keep-going"]
+    command = [JUPYTER_BOOK, "build", ".", "-W", "-n", "--keep-going"]
     code = subprocess.run(command, cwd=ROOT).returncode
     failures = "".join(failed_chapters())
     if code or failures:

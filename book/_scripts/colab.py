@@ -19,6 +19,7 @@ from derived import anew, naming, write
 from exercises import code, divide
 from myst import ROOT, Book, read_book
 from plain import Rewriter
+from store import serialise
 
 COLAB = {
     "IPython", "ipywidgets", "matplotlib", "numpy", "pandas", "torch", "torchvision",
@@ -95,7 +96,7 @@ def derive_all(root: Path, say: Callable[[str], None] = print) -> None:
     for path in sorted((root / "book").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         with naming(path):
-            derived[path.name] = nbformat.writes(derive(notebook, book, f"book/{path.stem}")) + "\n"
+            derived[path.name] = serialise(derive(notebook, book, f"book/{path.stem}"))
     folder = root / "_build" / "colab" / "book"
     with anew(folder) as fresh:
         write(fresh, derived)

@@ -22,6 +22,7 @@ from exercises import code, divide
 from myst import ROOT, Book, chapter_number, read_book, walk
 from plain import Rewriter
 from slides import derive_slides
+from store import serialise
 
 CONFIG = """\
 # `nbgrader generate_assignment NAME`, then `nbgrader autograde NAME`, in this folder; the
@@ -114,10 +115,10 @@ def derive_course(root: Path, say: Callable[[str], None] = print) -> None:
         "definitions.md": "\n\n".join(sheets) + "\n",
     }
     folder = root / "_build" / "course"
-    texts |= {name: nbformat.writes(x) + "\n" for name, x in notebooks.items()}
     with anew(folder) as fresh:
         write(fresh, texts)
-    for part in ("README.md", "definitions.md", "students", "answers", "nbgrader"):
+        write(fresh, {name: serialise(notebook) for name, notebook in notebooks.items()})
+    for part in (*texts, "students", "answers", "nbgrader"):
         say(str(folder / part))
 
 

@@ -31,22 +31,13 @@ def number_chapters(app, config):
     config.latex_elements["preamble"] = PREAMBLE.replace("DEPTHS", depths)
 
 
-def number_by_chapter(app):
-    """What Sphinx numbers, while it reads."""
-    if app.builder.name == "latex":
-        app.config.numfig_secnum_depth = 1
-
-
 def number_below_parts(app, env):
-    """What LaTeX numbers, figures and formulas: there a chapter is one level deeper."""
-    if app.builder.name == "latex":
-        app.config.numfig_secnum_depth = 2
+    """For LaTeX, which numbers figures and formulas: there a chapter is one level deeper."""
+    app.config.numfig_secnum_depth = 2
 
 
 def refer_to_exercises(app, doctree, docname):
     """sphinx-exercise forgets those of other pages."""
-    if app.builder.name != "latex":
-        return
     for node in list(doctree.findall(number_reference)):
         label = (node.get("refid") or node.get("refuri", "")).rpartition("#")[2]
         exercise = app.env.sphinx_exercise_registry.get(label)
@@ -58,8 +49,6 @@ def refer_to_exercises(app, doctree, docname):
 
 
 def break_lines(app, doctree, docname):
-    if app.builder.name != "latex":
-        return
     for table in doctree.findall(nodes.table):
         rows = [row.children for row in table.findall(nodes.row)]
         if len(rows) > LONG:
@@ -69,10 +58,15 @@ def break_lines(app, doctree, docname):
                 spec["colwidth"] = max(8, int(median(len(entry.astext()) for entry in column)))
 
 
+def prepare(app):
+    if app.builder.name == "latex":
+        app.config.numfig_secnum_depth = 1  # for what Sphinx numbers, while it reads
+        app.connect("env-check-consistency", number_below_parts)
+        app.connect("doctree-resolved", refer_to_exercises)
+        app.connect("doctree-resolved", break_lines)
+
+
 def setup(app):
     app.connect("config-inited", number_chapters, priority=100)  # others add to the preamble
-    app.connect("builder-inited", number_by_chapter, priority=900)
-    app.connect("env-check-consistency", number_below_parts)
-    app.connect("doctree-resolved", refer_to_exercises)
-    app.connect("doctree-resolved", break_lines)
+    app.connect("builder-inited", prepare, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

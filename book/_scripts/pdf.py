@@ -16,6 +16,7 @@ from playwright.sync_api import Page, sync_playwright
 from pypdf import PdfReader, PdfWriter
 
 from browser import FLAGS, find_browser
+from build import JUPYTER_BOOK
 from myst import ROOT, documents, read_book
 
 PAPER = {"top": "18mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
@@ -60,8 +61,7 @@ def typeset_book(root: Path, target: Path, say: Callable[[str], None] = print) -
     folder, log = root / "_build" / "latex", root / "_build" / "latex.log"
     say(f"LaTeX sets the book, which takes a minute; what it says is in {log}")
     shutil.rmtree(folder, ignore_errors=True)
-    jupyter_book = Path(sys.executable).with_name("jupyter-book")
-    command = [jupyter_book, "build", ".", "-W", "--builder", "pdflatex"]
+    command = [JUPYTER_BOOK, "build", ".", "-W", "--builder", "pdflatex"]
     with log.open("w", encoding="utf-8") as file:
         code = subprocess.run(command, cwd=root, stdout=file, stderr=file).returncode
     made = folder / "pilcro-book.pdf"

@@ -3,17 +3,16 @@
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pdf
 import pytest
+from build import JUPYTER_BOOK
 from myst import ROOT, read_book
 from pypdf import PdfReader
 
-REFERENCES = (
-    r"\\hyperref\[exercise:(?P<label>[^]]*)\]{(?P<text>[^}]*)}",
-    r"\\hyperref\[\\detokenize{book/\w*:(?P<label>[^}]*)}\]{\\sphinxcrossref{(?P<text>[^}]*)}}",
+REFERENCES = (  # label, text
+    r"\\hyperref\[exercise:([^]]*)\]{([^}]*)}",
+    r"\\hyperref\[\\detokenize{book/\w*:([^}]*)}\]{\\sphinxcrossref{([^}]*)}}",
 )
 
 
@@ -22,8 +21,7 @@ def source(html, tmp_path_factory) -> str:
     """With the outputs of the built book, and without touching it."""
     build = tmp_path_factory.mktemp("latex") / "_build"
     shutil.copytree(ROOT / "_build" / ".jupyter_cache", build / ".jupyter_cache")
-    jupyter_book = Path(sys.executable).with_name("jupyter-book")
-    command = [jupyter_book, "build", ".", "-W", "--builder", "latex", "--path-output"]
+    command = [JUPYTER_BOOK, "build", ".", "-W", "--builder", "latex", "--path-output"]
     done = subprocess.run([*command, build.parent], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return (build / "latex" / "pilcro-book.tex").read_text(encoding="utf-8")
