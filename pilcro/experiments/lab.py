@@ -4,7 +4,7 @@ Every method gets the same number of trials on validation images, on seeds of it
 then runs on held-out seeds, and these look at the test images once.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -56,22 +56,47 @@ def part_three(rates: Rates, six: Rates) -> dict[str, list[dict]]:
 METHODS = part_three(RATES, SIX)
 # Without normalisation a network is at the edge of divergence from 0.1 on, where rounding decides
 # whether it falls.
-GENTLE = part_three((0.02, 0.05), (0.005, 0.01, 0.02, 0.03, 0.04, 0.05))
+GENTLY: tuple[Rates, Rates] = (0.02, 0.05), (0.005, 0.01, 0.02, 0.03, 0.04, 0.05)
+GENTLE = part_three(*GENTLY)
 
 # Part IV. The ¶-objective in company has the middle one of its strengths.
 BESIDE = Method("objective", 0.01)
 # Shares: of the entries that count most a few are many, of those chosen at random many are few.
 SALIENT, RANDOM = (0.0025, 0.01, 0.04), (0.1, 0.3, 0.5)
 RANKS = ("rank 1", "rank 2", "rank 4")
-NEIGHBOURS: dict[str, list[dict]] = {
-    **{name: METHODS[name] for name in ("none", "weight decay", "¶ log", "¶ raw")},
-    "low rank": with_each("change", *RANKS),
-    "LOCO-Reg": with_strengths("loco", 5e-4, 2.5e-3, 1e-2),
-    "SGDrop": with_each("drop", *SALIENT),
-    "edge filters": with_rates(*SIX, change="edge filters"),
-    "¶ log + low rank": with_each("change", *RANKS, method=BESIDE),
-    "¶ log + SGDrop": with_each("drop", *SALIENT, method=BESIDE),
-}
+DECAYS = (5e-4, 2.5e-3, 1e-2)  # of LOCO-Reg
+
+
+def neighbours(rates: Rates, six: Rates) -> dict[str, list[dict]]:
+    """The methods of chapter 19, six trials each."""
+    trials = partial(with_each, rates=rates)
+    shared = part_three(rates, six)
+    return {
+        **{name: shared[name] for name in ("none", "weight decay", "¶ log", "¶ raw")},
+        "low rank": trials("change", *RANKS),
+        "LOCO-Reg": with_strengths("loco", *DECAYS, rates=rates),
+        "SGDrop": trials("drop", *SALIENT),
+        "edge filters": with_rates(*six, change="edge filters"),
+        "¶ log + low rank": trials("change", *RANKS, method=BESIDE),
+        "¶ log + SGDrop": trials("drop", *SALIENT, method=BESIDE),
+    }
+
+
+def locality(rates: Rates, six: Rates) -> dict[str, list[dict]]:
+    """The methods of chapter 16, six trials each; growth 0 is the same decay everywhere."""
+    shared, decayed = part_three(rates, six), partial(with_strengths, "loco", *DECAYS, rates=rates)
+    return {
+        **{name: shared[name] for name in ("none", "weight decay")},
+        **{f"distance^{growth}": decayed(growth=float(growth)) for growth in (0, 1, 2)},
+    }
+
+
+def edges(rates: Rates, six: Rates) -> dict[str, list[dict]]:
+    """The methods of chapter 18, six trials each."""
+    return {name: neighbours(rates, six)[name] for name in ("none", "edge filters")}
+
+
+NEIGHBOURS = neighbours(*GENTLY)
 POSITIONS: dict[str, list[dict]] = {
     "none": with_rates(0.1, 0.3, 1.0),
     **{
@@ -81,17 +106,9 @@ POSITIONS: dict[str, list[dict]] = {
 }
 DROPPING: dict[str, list[dict]] = {
     **{name: METHODS[name] for name in ("none", "weight decay")},
-    "SGDrop": NEIGHBOURS["SGDrop"],
+    "SGDrop": with_each("drop", *SALIENT),
     "dropout": with_each("drop", *RANDOM, dropped="random"),
 }
-LOCALITY: dict[str, list[dict]] = {
-    **{name: METHODS[name] for name in ("none", "weight decay")},
-    **{
-        f"distance^{growth}": with_strengths("loco", 5e-4, 2.5e-3, 1e-2, growth=float(growth))
-        for growth in (0, 1, 2)  # 0: the same decay everywhere
-    },
-}
-EDGES = {name: NEIGHBOURS[name] for name in ("none", "edge filters")}
 
 
 @dataclass(frozen=True)
@@ -107,18 +124,36 @@ class Experiment:
 
 
 TWO, THREE, FIVE = (tuple(range(count)) for count in (2, 3, 5))
+CIFAR10 = Run("cifar10", 1000, epochs=20)
+FASHION = Run("fashion_mnist_subset", 4000, epochs=6, batch=128)
+CENTRED, ANYWHERE = (Run(d, 2000, epochs=6) for d in ("scenes_centred", "scenes_anywhere"))
 # Part III: settings with the small CNN, and tuning seeds.
 PART_THREE: dict[str, tuple[tuple[Run, ...], tuple[int, ...]]] = {
-    "cifar10_1k": ((Run("cifar10", 1000, epochs=20),), FIVE),
-    "fashion": ((Run("fashion_mnist_subset", 4000, epochs=6, batch=128),), FIVE),
-    "off_centre": (
-        tuple(Run(data, 2000, epochs=6) for data in ("scenes_centred", "scenes_anywhere")),
-        TWO,
-    ),
+    "cifar10_1k": ((CIFAR10,), FIVE),
+    "fashion": ((FASHION,), FIVE),
+    "off_centre": ((CENTRED, ANYWHERE), TWO),
     "cifar10_10k": ((Run("cifar10", 10_000, epochs=5, batch=128),), TWO),
 }
-# What the small CNN was run with before ``GENTLE``: stored, and not made again.
-SECOND_ROUND = {name: Experiment(*found) for name, found in PART_THREE.items()}
+# Part IV: the same, and the methods by their rates.
+PART_FOUR: dict[str, tuple[tuple[Run, ...], tuple[int, ...], Callable[[Rates, Rates], dict]]] = {
+    "locality": ((CIFAR10,), THREE, locality),
+    "edges": ((FASHION, CIFAR10), FIVE, edges),
+    "head_to_head": ((CIFAR10, CENTRED), FIVE, neighbours),
+}
+# What the small CNN was run with before ``GENTLY``: stored, and not made again.
+SECOND_ROUND = {
+    **{name: Experiment(*found) for name, found in PART_THREE.items()},
+    **{
+        name: Experiment(settings, seeds, methods=methods(RATES, SIX))
+        for name, (settings, seeds, methods) in PART_FOUR.items()
+    },
+}
+
+
+def gently(name: str) -> Experiment:
+    settings, seeds, methods = PART_FOUR[name]
+    return Experiment(settings, seeds, tuple(range(400, 410)), methods(*GENTLY))
+
 
 EXPERIMENTS: dict[str, Experiment] = {
     **{
@@ -137,29 +172,17 @@ EXPERIMENTS: dict[str, Experiment] = {
         THREE,
         methods=POSITIONS,
     ),
+    "locality_cnn": gently("locality"),
     "locality": Experiment(
-        (Run("cifar10", 1000, epochs=20), Run("cifar10", 1000, "small_resnet", epochs=20)),
-        THREE,
-        methods=LOCALITY,
+        (replace(CIFAR10, network="small_resnet"),), THREE, methods=locality(RATES, SIX)
     ),
     "small_data": Experiment(
         tuple(Run("cifar10", count, "small_resnet", epochs=20) for count in (200, 1000)),
         THREE,
         methods=DROPPING,
     ),
-    "edges": Experiment(
-        (
-            Run("fashion_mnist_subset", 4000, epochs=6, batch=128),
-            Run("cifar10", 1000, epochs=20),
-        ),
-        FIVE,
-        methods=EDGES,
-    ),
-    "head_to_head": Experiment(
-        (Run("cifar10", 1000, epochs=20), Run("scenes_centred", 2000, epochs=6)),
-        FIVE,
-        methods=NEIGHBOURS,
-    ),
+    "edges": gently("edges"),
+    "head_to_head": gently("head_to_head"),
     "full": Experiment(
         tuple(
             Run("cifar10", 49_000, net, epochs=30, batch=128, device="cuda", precision="bfloat16")
@@ -169,7 +192,7 @@ EXPERIMENTS: dict[str, Experiment] = {
 }
 TIERS = {
     "lab": tuple(f"{name}{network}" for name in PART_THREE for network in ("_cnn", "")),
-    "neighbours": ("positions", "locality", "small_data", "edges", "head_to_head"),
+    "neighbours": ("positions", "locality_cnn", "locality", "small_data", "edges", "head_to_head"),
     "full": ("full",),
 }
 
@@ -181,8 +204,8 @@ def narrowed(
 ) -> Experiment:
     """The part with these networks and methods; none named stands for all.
 
-    >>> [setting.network for setting in narrowed(EXPERIMENTS["locality"], ["small_cnn"]).settings]
-    ['small_cnn']
+    >>> [setting.network for setting in narrowed(EXPERIMENTS["full"], ["vgg11"]).settings]
+    ['vgg11']
     """
     return replace(
         experiment,
