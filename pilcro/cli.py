@@ -131,6 +131,7 @@ def sweep(
     methods: tuple[str, ...] = (),
     scheduler: str | None = None,
     workers: int | None = None,
+    choose_anew: bool = False,
 ) -> None:
     """Complete an experiment: make the runs that its file of results lacks.
 
@@ -142,10 +143,20 @@ def sweep(
         scheduler: address of a dask scheduler, such as tcp://10.0.0.1:8786; without it, workers
             are started on this machine.
         workers: how many to start on this machine; one a core if not said.
+        choose_anew: run the trials that are best here on test images, whatever the results that
+            ship with pilcro have chosen.
     """
     from pilcro.experiments.sweep import sweep
 
-    sweep(name, folder, networks=networks, methods=methods, scheduler=scheduler, workers=workers)
+    sweep(
+        name,
+        folder,
+        networks=networks,
+        methods=methods,
+        scheduler=scheduler,
+        workers=workers,
+        choose_anew=choose_anew,
+    )
 
 
 def results(files: tuple[Path, ...], /) -> None:

@@ -4,7 +4,7 @@ Every method gets the same number of trials on validation images, on seeds of it
 then runs on held-out seeds, and these look at the test images once.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -229,12 +229,17 @@ def trials(experiment: Experiment) -> list[Entry]:
     ]
 
 
-def finals(experiment: Experiment, done: Mapping[str, dict]) -> list[Entry]:
+def finals(
+    experiment: Experiment, done: Mapping[str, dict], before: Mapping[str, dict] | None = None
+) -> list[Entry]:
     """The best trial of each method on held-out seeds and test images.
 
     Args:
         experiment: of ``EXPERIMENTS``.
         done: records of the trials by the key of their runs.
+        before: those of an earlier sweep. Its choice stands where it had the same trials: between
+            trials that are nearly equal rounding decides, on another processor for another one,
+            and then other runs would be made.
 
     Raises:
         KeyError: a trial is missing.
@@ -243,21 +248,56 @@ def finals(experiment: Experiment, done: Mapping[str, dict]) -> list[Entry]:
         (method, replace(setting, seed=seed, evaluate_on="test", **trial))
         for setting in experiment.settings
         for method in experiment.methods
-        for trial in [best_trial(experiment, setting, method, done)]
+        for trial in [chosen(experiment, setting, method, done, before or {})]
         for seed in experiment.test_seeds
     ]
+
+
+def chosen(
+    experiment: Experiment,
+    setting: Run,
+    method: str,
+    done: Mapping[str, dict],
+    before: Mapping[str, dict],
+) -> dict:
+    here = best_trial(experiment, setting, method, done)
+    try:
+        return best_trial(experiment, setting, method, before)
+    except KeyError:
+        return here
+
+
+def overruled(
+    experiment: Experiment, done: Mapping[str, dict], before: Mapping[str, dict]
+) -> Iterator[str]:
+    """Where ``before`` has chosen a trial that is not the best in ``done``, and by how much."""
+    for setting in experiment.settings:
+        for method in experiment.methods:
+            stands = chosen(experiment, setting, method, done, before)
+            better = best_trial(experiment, setting, method, done)
+            if stands != better:
+                there, here = (replace(setting, **trial) for trial in (stands, better))
+                gain = validated(experiment, here, done) - validated(experiment, there, done)
+                yield (
+                    f"{method}, {setting.dataset}: {difference(here, there)}, would be better here "
+                    f"by {gain:.4f} in validation accuracy; the choice of the stored results stands"
+                )
 
 
 def best_trial(experiment: Experiment, setting: Run, method: str, done: Mapping[str, dict]) -> dict:
     """That with the highest mean validation accuracy; the first of equals. A trial that diverged
     on one of its seeds counts as zero there."""
+    return max(
+        experiment.methods[method],
+        key=lambda trial: validated(experiment, replace(setting, **trial), done),
+    )
 
-    def mean(trial: dict) -> float:
-        runs = (replace(setting, seed=s, **trial) for s in experiment.tuning_seeds)
-        found = [done[run.key]["metrics"].get("validation_accuracy", 0.0) for run in runs]
-        return sum(found) / len(found)
 
-    return max(experiment.methods[method], key=mean)
+def validated(experiment: Experiment, run: Run, done: Mapping[str, dict]) -> float:
+    """Mean validation accuracy over the tuning seeds."""
+    runs = (replace(run, seed=seed) for seed in experiment.tuning_seeds)
+    found = [done[run.key]["metrics"].get("validation_accuracy", 0.0) for run in runs]
+    return sum(found) / len(found)
 
 
 def refuse_second_look(run: Run, done: Iterable[dict]) -> None:

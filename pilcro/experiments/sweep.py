@@ -19,7 +19,7 @@ from uuid import uuid4
 from tqdm.auto import tqdm
 
 from pilcro.checks import positive_int
-from pilcro.experiments import lab
+from pilcro.experiments import lab, results
 from pilcro.experiments.config import NetworkName, Run
 from pilcro.experiments.lab import Entry, Experiment
 from pilcro.experiments.stored import Results
@@ -41,6 +41,7 @@ def sweep(
     methods: Collection[str] = (),
     scheduler: str | None = None,
     workers: int | None = None,
+    choose_anew: bool = False,
 ) -> None:
     """Complete an experiment, or all those of a tier.
 
@@ -54,6 +55,8 @@ def sweep(
             checkpoints.
         workers: how many to start on this machine, where there is no scheduler; None stands for
             one a core, or a single one if runs need a graphics card.
+        choose_anew: run the trials that are best here on test images, whatever the results that
+            ship with pilcro have chosen.
 
     Raises:
         TypeError, ValueError: a wrong argument, nothing to run with it, or a run that would look
@@ -76,7 +79,10 @@ def sweep(
         raise ValueError(f"{name} has no runs of {', '.join([*networks, *methods])}")
     with ExitStack() as stack:
         plans = [
-            (Plan(each, found), stack.enter_context(claimed(folder / f"{each}.jsonl")))
+            (
+                Plan(each, found, {} if choose_anew else shipped(each)),
+                stack.enter_context(claimed(folder / f"{each}.jsonl")),
+            )
             for each, found in wanted.items()
         ]
         if all(plan.done(stored) == plan.total for plan, stored in plans):
@@ -96,12 +102,20 @@ def refuse_unknown(what: str, names: Collection[str], *known: Collection[str]) -
         raise ValueError(f"{what} must be one of {', '.join(everything)}; got {', '.join(unknown)}")
 
 
+def shipped(name: str) -> dict[str, dict]:
+    """The records of an experiment that ship with pilcro, by key; none if there are none."""
+    tiers = [tier for tier, names in lab.TIERS.items() if name in names]
+    files = [results.folder() / tier / f"{name}.jsonl" for tier in tiers]
+    return {key: record for path in files for key, record in Results(path).records.items()}
+
+
 @dataclass
 class Plan:
     """What a sweep does for one experiment."""
 
     name: str
     experiment: Experiment
+    before: dict[str, dict]  # records whose choice of trials stands
 
     @property
     def total(self) -> int:
@@ -109,19 +123,20 @@ class Plan:
         finals = len(found.methods) * len(found.settings) * len(found.test_seeds)
         return len(lab.trials(found)) + finals
 
+    def tuned(self, stored: Results) -> bool:
+        return all(run.key in stored.records for _, run in lab.trials(self.experiment))
+
     def missing(self, stored: Results) -> list[Entry]:
         """Trials first; runs on test images when all trials are there."""
-        entries = lab.trials(self.experiment)
-        if all(run.key in stored.records for _, run in entries):
-            entries = lab.finals(self.experiment, stored.records)
+        if self.tuned(stored):
+            entries = lab.finals(self.experiment, stored.records, self.before)
+        else:
+            entries = lab.trials(self.experiment)
         return [entry for entry in entries if entry[1].key not in stored.records]
 
     def done(self, stored: Results) -> int:
-        trials = lab.trials(self.experiment)
-        found = sum(run.key in stored.records for _, run in trials)
-        if found < len(trials):
-            return found
-        return self.total - len(self.missing(stored))
+        found = self.total if self.tuned(stored) else len(lab.trials(self.experiment))
+        return found - len(self.missing(stored))
 
 
 @contextmanager
@@ -216,6 +231,9 @@ def complete(client, plan: Plan, stored: Results) -> None:
             while (entries := plan.missing(stored)) and not given_up:
                 for _, run in entries:
                     lab.refuse_second_look(run, stored.records.values())
+                if plan.tuned(stored):
+                    for line in lab.overruled(plan.experiment, stored.records, plan.before):
+                        bar.write(f"{plan.name}: {line}", sys.stderr)
                 given_up = run_all(client, plan.name, entries, stored, bar)
         except KeyboardInterrupt:
             raise Unfinished(so_far("interrupted", bar)) from None

@@ -99,6 +99,41 @@ def test_a_missing_trial_is_an_error():
         finals(SMALL, done)
 
 
+def favouring(rate):
+    """Records of all trials, those at this rate a little better."""
+    return records(lambda method, run: 0.5 + 0.001 * (run.learning_rate == rate))
+
+
+def test_an_earlier_choice_stands():
+    here, before = favouring(0.1), favouring(0.02)
+    assert {run.learning_rate for _, run in finals(SMALL, here)} == {0.1}
+    assert {run.learning_rate for _, run in finals(SMALL, here, before)} == {0.02}
+    assert list(lab.overruled(SMALL, here, here)) == []
+    lines = list(lab.overruled(SMALL, here, before))
+    assert len(lines) == len(METHODS)
+    assert lines[0] == (
+        "none, fashion_mnist_subset: learning_rate 0.1, not 0.02, would be better here by 0.0010 "
+        "in validation accuracy; the choice of the stored results stands"
+    )
+
+
+def test_no_choice_is_taken_from_other_trials():
+    """Where one trial of a method is missing, or had another setting, the choice is made anew."""
+    here, before = favouring(0.1), favouring(0.02)
+    _, gone = trials(lab.narrowed(SMALL, methods=["¶ log"]))[3]
+    del before[gone.key]
+    entries = finals(SMALL, here, before)
+    assert {run.learning_rate for method, run in entries if method == "¶ log"} == {0.1}
+    assert {run.learning_rate for method, run in entries if method != "¶ log"} == {0.02}
+
+
+def test_an_earlier_choice_does_not_replace_a_trial():
+    done = favouring(0.1)
+    done.popitem()
+    with pytest.raises(KeyError):
+        finals(SMALL, done, favouring(0.02))
+
+
 def test_tuning_cannot_see_test_accuracies():
     """Somebody slips test records with other numbers under the same settings."""
     done = records(lambda method, run: 0.5)

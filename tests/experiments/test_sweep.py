@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from pilcro.experiments import lab
+from pilcro.experiments import lab, results
 from pilcro.experiments.config import Run
 from pilcro.experiments.stored import Results
 from pilcro.experiments.sweep import connected, sweep
@@ -33,6 +33,30 @@ def test_trials_and_then_the_best_of_them_on_test_images(small, tmp_path, capsys
     assert capsys.readouterr().out == ""
     sweep("small", folder=tmp_path, methods=["none"])
     assert capsys.readouterr().out == f"small: complete in {tmp_path}\n"
+
+
+@pytest.mark.parametrize("choose_anew", [False, True])
+def test_the_choice_of_the_shipped_results_stands(
+    small, tmp_path, capsys, monkeypatch, choose_anew
+):
+    """Another processor found the other trial better, by a hair."""
+    monkeypatch.setitem(lab.TIERS, "lab", ("small",))
+    monkeypatch.setattr(results, "folder", lambda: tmp_path / "shipped")
+    there = Results(tmp_path / "shipped/lab/small.jsonl")
+    for method, run in lab.trials(lab.narrowed(lab.EXPERIMENTS["small"], methods=["none"])):
+        record = train(run)
+        record["metrics"]["validation_accuracy"] = float(run.learning_rate == 0.01)
+        there.add("small", method, record)
+    here = tmp_path / "small.jsonl"
+    sweep("small", folder=tmp_path, methods=["none"], workers=1, choose_anew=choose_anew)
+    tested = [
+        record["config"]["learning_rate"]
+        for record in Results(here).records.values()
+        if record["config"]["evaluate_on"] == "test"
+    ]
+    line = "small: none, fashion_mnist_subset: learning_rate 0.1, not 0.01, would be better here"
+    assert (line in capsys.readouterr().err) is not choose_anew
+    assert tested == [0.1, 0.1] if choose_anew else tested == [0.01, 0.01]
 
 
 def test_unknown_names(small, tmp_path):
