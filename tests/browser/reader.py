@@ -211,8 +211,11 @@ def moves(page: Page, widget: Locator) -> bool:
     tag = page.evaluate("() => document.activeElement.tagName")
     for key in {"SELECT": ["ArrowDown"], "BUTTON": ["Tab", "Enter"]}.get(tag, ["ArrowRight"]):
         page.keyboard.press(key)
-    page.wait_for_timeout(200)  # a change that does not come cannot be waited for
-    return widget.evaluate(VISIBLE_PICTURES) != before
+    for _ in range(20):
+        if widget.evaluate(VISIBLE_PICTURES) != before:
+            return True
+        page.wait_for_timeout(100)
+    return False
 
 
 def wider_than_the_screen(page: Page) -> list[str]:
