@@ -8,7 +8,10 @@ import torch.nn.functional as F
 
 from pilcro.quadrature import expected_squares
 
-FUNCTIONS = [F.silu, F.gelu, F.hardswish, F.relu6, torch.sigmoid, F.hardsigmoid, F.elu, F.mish]
+FUNCTIONS = [
+    *(F.silu, F.gelu, F.hardswish, F.relu6, torch.sigmoid, F.hardsigmoid, F.elu, F.mish),
+    *(F.leaky_relu, F.softplus, F.hardtanh, torch.tanh),
+]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)

@@ -283,6 +283,59 @@ def test_an_activation_passes_on_its_value_and_sends_back_its_slope():
     assert F.hardswish(x, inplace=True) is x
 
 
+def test_activations_with_other_arguments_are_others():
+    """E[f'^2] of a leaky ReLU is that of its two slopes; tables are kept within a run."""
+    x = moment(torch.ones(1, 1, 2, 2).double())
+    for slope in (0.1, 0.5, -0.3):
+        found = F.leaky_relu(x, negative_slope=slope).full()
+        want = torch.full((1, 1, 2, 2), (1 + slope**2) / 2).double()
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=0)
+
+
+def test_normalize_divides_by_the_length_of_the_forward_pass():
+    """With many features the length hardly varies: sampled, within its error and one over them."""
+    features = 400
+    scale = torch.linspace(0.5, 2, features).double()
+    got = F.normalize(moment(scale.square()[None]), dim=1).full()[0]
+    random = torch.Generator().manual_seed(0)
+    drawn = scale * torch.randn(2000, features, generator=random, dtype=torch.float64)
+    squares = F.normalize(drawn, dim=1).square()
+    error = squares.std(0) / len(squares) ** 0.5
+    assert ((got - squares.mean(0)).abs() < 4.5 * error + 4 / features * got).all()
+    with pytest.raises(pilcro.UnsupportedOperation, match="p=1"):
+        F.normalize(moment(scale[None]), p=1.0)
+
+
+def test_layer_norm_over_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"expected \(\.\.\., .*5.*got \(1, 1, 4, 4\)"):
+        pilcro.closed_form(nn.LayerNorm([5, 4]), 4, channels=1)
+
+
+def test_stochastic_depth_in_training_is_its_average_over_masks(generator):
+    """A branch that is there with probability 1 - p, and then divided by it."""
+    ops = pytest.importorskip("torchvision.ops")
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 3, 3, padding=1, bias=False)
+
+        def forward(self, x):
+            return x + ops.stochastic_depth(self.conv(x), 0.4, "row", training=True)
+
+    def build():
+        model = Net().train()
+        nn.init.normal_(model.conv.weight, std=0.5)
+        return model
+
+    constant = Net().train()
+    nn.init.constant_(constant.conv.weight, 0.5)
+    closed = pilcro.closed_form(constant, 4, channels=1)
+    sampled = pilcro.monte_carlo(build, 4, channels=1, networks=2000, generator=generator)
+    z = (closed.importance - sampled.importance) / sampled.standard_error
+    assert z.abs().max() < 4.5
+
+
 def monte_carlo_matrix(function, shape, draws, positive=False):
     """Mean and standard error of the squared Jacobian over standard normal inputs."""
     random = torch.Generator().manual_seed(0)

@@ -52,3 +52,9 @@ def test_html(folder):
     assert text.count("<td>–</td>") == 6  # three numbers of two rows that were not sampled
     assert "data:,&lt;&amp;" in text
     assert "Landscape of a at 240 pixels" in text
+
+
+def test_a_missing_file_is_named(folder):
+    (folder / "sampled.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"sampled\.jsonl"):
+        report_card(folder)

@@ -4,11 +4,12 @@ import dataclasses
 import os
 
 import pytest
+from distributed import LocalCluster
 
 from pilcro.experiments import lab, results
 from pilcro.experiments.config import Run
 from pilcro.experiments.stored import Results
-from pilcro.experiments.sweep import connected, sweep
+from pilcro.experiments.sweep import connected, sweep, workers_with
 from pilcro.experiments.train import train
 
 SETTING = Run(images=100, epochs=2, batch=20)
@@ -109,3 +110,20 @@ def test_workers_keep_the_memory_that_they_will_need_again(monkeypatch):
     (environment,) = found.values()
     assert [name for name in environment if name.startswith("MALLOC_")] == []
     assert environment["OMP_NUM_THREADS"] == "1"
+
+
+def test_runs_that_need_a_card_wait_for_a_worker_that_has_one():
+    for cards in (False, True):
+        with connected(None, 1, cards) as client:
+            assert workers_with(client, {}) == 1
+            assert workers_with(client, {"GPU": 1}) == cards
+
+
+def test_a_worker_with_several_threads_is_refused(small, tmp_path):
+    quiet = {"dashboard_address": "127.0.0.1:0", "memory_limit": 0}
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, **quiet) as cluster,
+        pytest.raises(ValueError, match=r"has 2 threads.*start workers with --nthreads 1"),
+    ):
+        sweep("small", tmp_path, methods=["none"], scheduler=cluster.scheduler_address)
+    assert Results(tmp_path / "small.jsonl").records == {}
