@@ -151,6 +151,7 @@ SECOND_ROUND = {
 
 
 def gently(name: str) -> Experiment:
+    """An experiment of part IV with the small CNN, at rates where it does not fall."""
     settings, seeds, methods = PART_FOUR[name]
     return Experiment(settings, seeds, tuple(range(400, 410)), methods(*GENTLY))
 

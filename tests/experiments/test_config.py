@@ -37,7 +37,7 @@ def test_each_field_counts_in_the_key():
 
 def test_fields_that_came_later_leave_old_keys_as_they_were():
     """Keys of stored runs, whose configurations do not have the newer fields."""
-    for name in lab.SECOND_ROUND:  # the first files there were
+    for name in lab.PART_THREE:  # the first files there were
         with (results.folder() / "lab" / f"{name}.jsonl").open() as lines:
             record = json.loads(next(lines))
         assert "drop" not in record["config"]
