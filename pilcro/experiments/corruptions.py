@@ -121,9 +121,8 @@ def contrast(images: Images, factor: float, generator: torch.Generator) -> Image
 def brightness(images: Images, shift: float, generator: torch.Generator) -> Images:
     """More value in HSV, the same hue and saturation: channels keep their proportions."""
     value = images.amax(1, keepdim=True)
-    black = (value == 0).to(images)  # 1 where the pixel is: it gets as much of each channel
-    factor = (value + shift).clamp_max_(1).div_(value + black)
-    return (images + black).mul_(factor)
+    factor = (value + shift).clamp_max_(1).div_(value)
+    return (images * factor).nan_to_num_(nan=shift)  # a black pixel gets as much of each channel
 
 
 def pixelate(images: Images, side: float, generator: torch.Generator) -> Images:

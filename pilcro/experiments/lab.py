@@ -261,6 +261,7 @@ def chosen(
     done: Mapping[str, dict],
     before: Mapping[str, dict],
 ) -> dict:
+    """The best trial in ``before`` if all of the method's are there, else in ``done``."""
     here = best_trial(experiment, setting, method, done)
     try:
         return best_trial(experiment, setting, method, before)
