@@ -8,8 +8,8 @@ from tqdm.auto import tqdm
 
 from pilcro.experiments import results
 from pilcro.experiments.config import Run
-from pilcro.experiments.lab import refuse_second_look
 from pilcro.experiments.train import is_first, train
+from pilcro.experiments.tuning import refuse_second_look
 
 
 @dataclass

@@ -19,7 +19,7 @@ from uuid import uuid4
 from tqdm.auto import tqdm
 
 from pilcro.checks import positive_int
-from pilcro.experiments import lab, results
+from pilcro.experiments import lab, results, tuning
 from pilcro.experiments.config import NetworkName, Run
 from pilcro.experiments.lab import Entry, Experiment
 from pilcro.experiments.stored import Results
@@ -129,7 +129,7 @@ class Plan:
     def missing(self, stored: Results) -> list[Entry]:
         """Trials first; runs on test images when all trials are there."""
         if self.tuned(stored):
-            entries = lab.finals(self.experiment, stored.records, self.before)
+            entries = tuning.finals(self.experiment, stored.records, self.before)
         else:
             entries = lab.trials(self.experiment)
         return [entry for entry in entries if entry[1].key not in stored.records]
@@ -230,9 +230,9 @@ def complete(client, plan: Plan, stored: Results) -> None:
         try:
             while (entries := plan.missing(stored)) and not given_up:
                 for _, run in entries:
-                    lab.refuse_second_look(run, stored.records.values())
+                    tuning.refuse_second_look(run, stored.records.values())
                 if plan.tuned(stored):
-                    for line in lab.overruled(plan.experiment, stored.records, plan.before):
+                    for line in tuning.overruled(plan.experiment, stored.records, plan.before):
                         bar.write(f"{plan.name}: {line}", sys.stderr)
                 given_up = run_all(client, plan.name, entries, stored, bar)
         except KeyboardInterrupt:

@@ -13,7 +13,7 @@ from statistics import fmean
 import pytest
 
 from pilcro.data import is_fetched
-from pilcro.experiments import lab, results, tables
+from pilcro.experiments import lab, results, tables, tuning
 from pilcro.experiments.config import Run
 from pilcro.experiments.splits import load
 from pilcro.experiments.stored import Results
@@ -87,13 +87,13 @@ def test_runs_on_test_images_follow_from_the_trials(stored):
             for s in experiment.settings
             if (s.dataset, s.images, s.network) == (run.dataset, run.images, run.network)
         ]
-        allowed = [lab.best_trial(experiment, setting, method, stored.records)]
+        allowed = [tuning.best_trial(experiment, setting, method, stored.records)]
         if stored.path.parent.name == "again":  # it may have kept the choice of what it repeats
-            allowed.append(lab.best_trial(experiment, setting, method, repeated(stored)))
+            allowed.append(tuning.best_trial(experiment, setting, method, repeated(stored)))
         held_out = dataclasses.replace(setting, seed=run.seed, evaluate_on="test")
         assert run in [dataclasses.replace(held_out, **trial) for trial in allowed]
         assert run.seed in experiment.test_seeds
-        lab.refuse_second_look(run, stored.records.values())
+        tuning.refuse_second_look(run, stored.records.values())
 
 
 def test_tiers_are_whole():
@@ -101,7 +101,7 @@ def test_tiers_are_whole():
         for name in lab.TIERS[tier]:
             experiment = lab.EXPERIMENTS[name]
             records = Results(results.folder() / tier / f"{name}.jsonl").records
-            entries = lab.trials(experiment) + lab.finals(experiment, records)
+            entries = lab.trials(experiment) + tuning.finals(experiment, records)
             assert records.keys() == {run.key for _, run in entries}
 
 
@@ -226,4 +226,4 @@ def test_a_whole_sweep_comes_back():
     )
     assert {record["provenance"]["instructions"] for record in again.values()} == {"AVX2"}
     assert first.keys() == again.keys()
-    assert list(lab.overruled(lab.EXPERIMENTS["cifar10_1k_cnn"], again, first))
+    assert list(tuning.overruled(lab.EXPERIMENTS["cifar10_1k_cnn"], again, first))
