@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from pilcro.experiments.corruptions import SEVERITIES, corrupt
+from pilcro.experiments.corruptions import CACHED, SEVERITIES, corrupt
 
 NOISES = {
     "gaussian_noise": lambda x, s: s**2 + 0 * x,
@@ -207,6 +207,20 @@ def test_a_batch_is_its_images(photo, kind):
     batch = torch.cat([photo, photo.flip(2), 1 - photo])
     one_by_one = torch.cat([corrupt(image[None], kind, 4) for image in batch])
     torch.testing.assert_close(corrupt(batch, kind, 4), one_by_one, atol=1.5 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(3, 32, 32), (1, 28, 24), (3, 400, 420)])
+def test_a_batch_larger_than_a_cache_is_its_parts(size):
+    """The last part is smaller than the others; one image alone may be larger than a part."""
+    count = 3 if size[1] > 32 else 1000
+    images = torch.rand(count, *size, generator=torch.Generator().manual_seed(0))
+    assert images.numel() > CACHED
+    for kind in ("gaussian_blur", "pixelate", "jpeg"):
+        whole = corrupt(images, kind, 3)
+        assert whole.shape == images.shape
+        for rows in (slice(0, 1), slice(count // 2, count // 2 + 1), slice(-1, None)):
+            off = (whole[rows] - corrupt(images[rows], kind, 3)).abs() > 1e-5
+            assert off.float().mean() < 0.01  # JPEG rounds: the last digit may tip a block
 
 
 def test_bad_arguments(photo):
