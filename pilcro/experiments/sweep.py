@@ -123,20 +123,19 @@ class Plan:
         finals = len(found.methods) * len(found.settings) * len(found.test_seeds)
         return len(lab.trials(found)) + finals
 
-    def tuned(self, stored: Results) -> bool:
-        return all(run.key in stored.records for _, run in lab.trials(self.experiment))
-
     def missing(self, stored: Results) -> list[Entry]:
         """Trials first; runs on test images when all trials are there."""
-        if self.tuned(stored):
+        entries = lab.trials(self.experiment)
+        if all(run.key in stored.records for _, run in entries):
             entries = tuning.finals(self.experiment, stored.records, self.before)
-        else:
-            entries = lab.trials(self.experiment)
         return [entry for entry in entries if entry[1].key not in stored.records]
 
     def done(self, stored: Results) -> int:
-        found = self.total if self.tuned(stored) else len(lab.trials(self.experiment))
-        return found - len(self.missing(stored))
+        trials = lab.trials(self.experiment)
+        found = sum(run.key in stored.records for _, run in trials)
+        if found < len(trials):
+            return found
+        return self.total - len(self.missing(stored))
 
 
 @contextmanager
@@ -231,7 +230,7 @@ def complete(client, plan: Plan, stored: Results) -> None:
             while (entries := plan.missing(stored)) and not given_up:
                 for _, run in entries:
                     tuning.refuse_second_look(run, stored.records.values())
-                if plan.tuned(stored):
+                if entries[0][1].evaluate_on == "test":
                     for line in tuning.overruled(plan.experiment, stored.records, plan.before):
                         bar.write(f"{plan.name}: {line}", sys.stderr)
                 given_up = run_all(client, plan.name, entries, stored, bar)
